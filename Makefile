@@ -1,0 +1,68 @@
+# Two commands on a fresh clone: `make demo` and `make test`. They need Python >= 3.10 and make.
+# Another interpreter: make PYTHON=python3.12 test. More test processes: make WORKERS=8 test.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+DEMO := examples/demo_model
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast check lint types architecture format install install-dev clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## generate text on 4 CPU ranks (tensor parallel 2 x pipeline parallel 2)
+	$(PY) -m launch --nproc 4 --tp 2 --pp 2 examples/text_completion.py \
+	    --ckpt_dir $(DEMO) --tokenizer_path $(DEMO)/tokenizer.model
+
+test: $(VENV)/.dev ## the whole test suite
+	$(PY) -m pytest -n $(WORKERS)
+
+fast: $(VENV)/.dev ## the tests that are not marked slow
+	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+
+check: lint types architecture ## every static check
+
+lint: $(VENV)/.dev ## ruff, both as linter and as formatter
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+
+types: $(VENV)/.dev ## mypy --strict
+	$(PY) -m mypy
+
+architecture: $(VENV)/.dev ## import direction and the other house rules
+	$(PY) -m pytest -q tests/test_architecture.py
+
+format: $(VENV)/.dev ## let ruff rewrite the sources
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+install: $(VENV)/.runtime ## .venv with what running needs
+
+install-dev: $(VENV)/.dev ## .venv with what developing needs
+
+clean: ## remove caches and build outputs; `rm -r .venv` undoes the rest
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is touched last, so an interrupted install is repeated and a finished one is not.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "Python >= 3.10 is needed, found: $$($(PYTHON) --version 2>&1);" \
+	        "name another one with: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created requirements.txt setup.py
+	$(PIP) --constraint requirements.txt torch setuptools
+	$(PIP) --no-build-isolation -r requirements.txt
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,53 @@
+"""From files to parameters: readers (one per container), the pull loader, and its report.
+
+A reader class takes the folder, and its `recognises(folder)` says whether the folder is of its
+format.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llama.checkpoint.reader import CheckpointReader
+from llama.errors import CheckpointError, UsageError
+from llama.registry import resolve
+
+FORMATS = {
+    "meta": "llama.checkpoint.meta:MetaReader",
+}
+
+
+def open_checkpoint(ckpt_dir: str | Path, *, format: str | None = None) -> CheckpointReader:
+    """The checkpoint in the folder `ckpt_dir`, in `format` or in the first one that recognises it.
+
+    Raises CheckpointError when there is none or it is broken, OutOfMemoryError when it cannot be
+    mapped, UsageError for an empty ckpt_dir or an unknown format.
+    """
+    if not os.fspath(ckpt_dir):  # Path("") would be the current folder
+        raise UsageError("ckpt_dir is empty; give the folder that holds the checkpoint")
+    folder = Path(ckpt_dir)
+    names = _names(folder)
+    for known in FORMATS if format is None else (format,):
+        reader_class = resolve(FORMATS, known, kind="checkpoint format")
+        if format is not None or reader_class.recognises(folder):
+            reader: CheckpointReader = reader_class(folder)
+            return reader
+    held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise CheckpointError(
+        f"no checkpoint files found in {ckpt_dir}: "
+        + (f"it holds {held}, " if names else "it is empty, ")
+        + f"which none of the known formats ({', '.join(FORMATS)}) begins with"
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in `folder`. Raises CheckpointError when it is no readable folder."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except NotADirectoryError:
+        raise CheckpointError(f"{folder} is a file; give the folder that holds it") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint folder {folder} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot list checkpoint folder {folder}: {error}") from error

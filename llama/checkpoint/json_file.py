@@ -1,0 +1,67 @@
+"""One JSON object from a file that nobody vouches for: params.json, config.json, an index.
+
+Stricter than JSON: no duplicate keys, no NaN or infinity, a size limit. What the keys mean is not
+known here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llama.checkpoint.signature import accident, regular_file
+from llama.errors import CheckpointError
+
+MAX_BYTES = 1_000_000
+
+
+def read_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in `path`. Raises CheckpointError that names the file and the fault."""
+    size = regular_file(path)
+    if size > max_bytes:
+        raise CheckpointError(f"{path} has {size:,} bytes; at most {max_bytes:,} are plausible")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot open {path}: {error.strerror}") from error
+    cause = accident(raw[:512])
+    if cause is not None:
+        raise CheckpointError(f"{path} ({size:,} bytes) is {cause}")
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deeply to be a configuration") from None
+    except ValueError as error:  # also UnicodeDecodeError and integers of thousands of digits
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}, not an object of keys and values"
+        )
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key[:80]!r} is given twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:80]} is too large for a number")
+    return value

@@ -1,0 +1,165 @@
+"""`llama chat`: a conversation at the terminal.
+
+Rank 0 reads, prints and keeps the conversation. The others are only told the ids of each prompt.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from llama.cli.generate import ModelOptions
+from llama.cli.terminal import say
+from llama.engine.sequence import SamplingParams
+from llama.errors import UsageError
+from llama.tokenizer import Message, Tokenizer, encode_dialog
+
+if TYPE_CHECKING:
+    from llama.llm import LLM
+
+HINT = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer"
+DEFAULT_ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Read a question, stream the answer, until /quit or the end of the input."""
+
+    model: ModelOptions
+    system: str | None
+    params: SamplingParams
+
+    def run(self) -> None:
+        llm = self.model.load()
+        if llm.context.rank == 0:
+            self._lead(llm)
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what Ctrl-C means is for rank 0 to say
+        while prompt := from_rank_0([], llm):
+            for _ in llm.stream(prompt, self.params):
+                pass
+
+    def _lead(self, llm: LLM) -> None:
+        conversation = Conversation(
+            llm.tokenizer,
+            system=self.system,
+            max_seq_len=self.model.max_seq_len,
+            answer_tokens=self.params.max_tokens or DEFAULT_ANSWER_TOKENS,
+        )
+        say(HINT)
+        while True:
+            prompt = read_prompt(conversation)
+            with StopKey() as stop_key:
+                from_rank_0(prompt, llm)
+                if not prompt:
+                    return
+                conversation.add_answer(self._answer(prompt, llm, stop_key))
+
+    def _answer(self, prompt: list[int], llm: LLM, stop_key: StopKey) -> str:
+        """Print the answer as it comes; what there is when Ctrl-C is pressed is the answer."""
+        pieces = []
+        outputs = llm.stream(prompt, self.params)
+        for output in outputs:
+            pieces.append(output.text)
+            print(output.text, end="", flush=True)
+            if stop_key.pressed:
+                break
+        outputs.close()
+        print(flush=True)
+        return "".join(pieces)
+
+
+class Conversation:
+    """The messages of a chat; the oldest are dropped when prompt and answer would not fit together.
+
+    `answer_tokens` of `max_seq_len` are kept free for the answer, but never more than half.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, system: str | None, max_seq_len: int, answer_tokens: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._system = [Message(role="system", content=system)] if system else []
+        self._max_prompt_tokens = max_seq_len - min(answer_tokens, max_seq_len // 2)
+        self._messages: list[Message] = []
+
+    def ask(self, question: str) -> list[int]:
+        """Prompt ids of the conversation with `question` at its end.
+
+        Raises UsageError, and forgets the question, when it is too long by itself.
+        """
+        messages = [*self._messages, Message(role="user", content=question)]
+        while True:
+            prompt = encode_dialog(self._tokenizer, [*self._system, *messages])
+            if len(prompt) <= self._max_prompt_tokens:
+                break
+            if len(messages) == 1:
+                raise UsageError(
+                    f"this message makes a prompt of {len(prompt)} tokens but there is room for "
+                    f"{self._max_prompt_tokens}; shorten it or raise max_seq_len"
+                )
+            del messages[:2]  # a question and its answer
+        if n_dropped := len(self._messages) + 1 - len(messages):
+            say(f"the context is full: the oldest {n_dropped} messages are forgotten")
+        self._messages = messages
+        return prompt
+
+    def add_answer(self, answer: str) -> None:
+        self._messages.append(Message(role="assistant", content=answer))
+
+    def reset(self) -> None:
+        self._messages.clear()
+
+
+class StopKey:
+    """While it is entered, Ctrl-C sets `pressed` and does nothing else."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __enter__(self) -> StopKey:
+        self._handler_before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._handler_before)
+
+    def _press(self, signum: int, frame: FrameType | None) -> None:
+        self.pressed = True
+
+
+def read_prompt(conversation: Conversation) -> list[int]:
+    """Prompt ids for the next question that is typed; [] when the user has had enough."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+            if line == "/quit":
+                return []
+            if line == "/reset":
+                conversation.reset()
+            elif line.startswith("/"):
+                say(HINT)
+            elif line:
+                return conversation.ask(line)
+        except EOFError:
+            return []
+        except KeyboardInterrupt:
+            say(f"\n{HINT}")
+        except UsageError as error:
+            say(f"error: {error}")
+
+
+def from_rank_0(token_ids: list[int], llm: LLM) -> list[int]:
+    """Rank 0's `token_ids` on every rank. Collective over the world."""
+    world = llm.context.world
+    if world.size == 1:
+        return token_ids
+    import torch
+
+    size = int(world.broadcast(torch.tensor([len(token_ids)])))
+    mine = token_ids if world.rank == 0 else [0] * size
+    received: list[int] = world.broadcast(torch.tensor(mine, dtype=torch.int64)).tolist()
+    return received

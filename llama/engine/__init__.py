@@ -1,0 +1,1 @@
+"""Requests in, tokens out: the host-side brain (sequence, plan, scheduler) and its hands."""

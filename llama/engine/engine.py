@@ -1,0 +1,289 @@
+"""The engine: one replica's scheduler, its ring of plans, and this rank's runner.
+
+`step` and `follow` are two sides of one collective: the leader (first rank of the replica)
+schedules and steps, every other rank follows its plans until the leader stops. `generate` is both,
+for programs that run the same call on every rank. Prompts are token ids here; text only enters for
+stop strings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from llama.config import EngineConfig, ModelConfig
+from llama.engine.exchange import FinishedSequence, share_results
+from llama.engine.output import OutputProcessor
+from llama.engine.pipeline import PlanRing
+from llama.engine.plan import BatchPlan, PlannedSequence
+from llama.engine.runner import ModelRunner
+from llama.engine.scheduler import Scheduler
+from llama.engine.sequence import SamplingParams, mix64
+from llama.engine.sequence import Sequence as Request
+from llama.engine.stats import RankStats, gather_stats
+from llama.errors import LlamaError, UsageError
+from llama.kvcache.cache import KVCache
+from llama.models.decoder import DecoderStage
+from llama.parallel.context import ParallelContext
+from llama.tokenizer import Tokenizer
+
+
+class Engine:
+    """Runs requests on one replica. `stage` holds loaded weights; `cache` was sized for all ranks
+    alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        context: ParallelContext,
+        stage: DecoderStage,
+        cache: KVCache,
+        dtype: torch.dtype,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model_config = model_config
+        self.config = config
+        self.context = context
+        self.stage = stage
+        self.cache = cache
+        self.seed = seed
+        self.eos_token_ids = frozenset(tokenizer.stop_tokens if tokenizer else ())
+        self.runner = ModelRunner(stage=stage, cache=cache, context=context, dtype=dtype)
+        self.scheduler = Scheduler(
+            config,
+            num_blocks=cache.num_blocks,
+            max_in_flight=context.layout.pp_size,
+            vocab_size=model_config.vocab_size,
+        )
+        self.outputs = OutputProcessor(tokenizer) if tokenizer else None
+        self._ring = PlanRing(context)
+        self._in_flight: deque[BatchPlan] = deque()
+        self._n_requests = 0
+        self._wall_s = 0.0
+        self._most_in_flight = 0
+        self._failure: str | None = None
+
+    # -- one request at a time, on the leader ------------------------------------------------
+
+    def make_requests(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> list[Request]:
+        """Checked requests, numbered and seeded the same on every rank. Raises UsageError."""
+        requests = []
+        for index, (prompt, param) in enumerate(zip(prompts, params, strict=True)):
+            number = self._n_requests + index
+            request = Request(
+                seq_id=number,
+                prompt_token_ids=prompt,
+                params=param,
+                seed=mix64(self.seed, number) if param.seed is None else param.seed,
+                eos_token_ids=self.eos_token_ids,
+            )
+            if param.stop and self.outputs is None:
+                raise UsageError("stop strings need a tokenizer; give stop_token_ids instead")
+            self.scheduler.check(request)
+            requests.append(request)
+        self._n_requests += len(requests)
+        return requests
+
+    def step(self) -> list[Request]:
+        """Leader: fill the ring, then take in the oldest plan's result.
+
+        Returns the requests that gained a token or finished. An empty list means nothing is left to
+        run.
+        """
+        while len(self._in_flight) < self.context.layout.pp_size:
+            plan = self.scheduler.schedule()
+            if plan is None:
+                break
+            self._ring.announce(plan)
+            result = self.runner.run(plan)
+            if result is not None:
+                self._ring.answer(result)
+            self._in_flight.append(plan)
+        if not self._in_flight:
+            return []
+        self._most_in_flight = max(self._most_in_flight, len(self._in_flight))
+        plan = self._in_flight.popleft()
+        return self._with_text(self.scheduler.update(plan, self._ring.collect()))
+
+    def follow(self) -> None:
+        """Every rank but the leader: run plans until the leader says stop."""
+        while not (plan := self._ring.next_plan()).stop:
+            result = self.runner.run(plan)
+            if result is not None:
+                self._ring.answer(result)
+
+    def stop_followers(self) -> None:
+        """Leader: drop what is unfinished, drain the ring, and let the followers return."""
+        for request in self.scheduler.unfinished():
+            self.scheduler.finish(request.seq_id, "abort")
+        while self._in_flight:
+            self.scheduler.update(self._in_flight.popleft(), self._ring.collect())
+        self._ring.announce(BatchPlan.STOP)
+        self._ring.flush()
+
+    # -- the same call on every rank ---------------------------------------------------------
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Request]:
+        """Run what `make_requests` made. Collective over the world.
+
+        The leader of each replica yields every request that changed, after each step, out of those
+        this replica serves (every dp_size-th); other ranks yield nothing.
+        """
+        self._refuse_when_broken()
+        dp_rank = self.context.coordinates.dp_rank
+        mine = requests[dp_rank :: self.context.layout.dp_size]
+        began = time.perf_counter()
+        with self._fatal_unless_alone():
+            if self.context.is_leader:
+                yield from self._lead(mine)
+            else:
+                self.follow()
+            self.runner.flush()
+        self._wall_s += time.perf_counter() - began
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> list[FinishedSequence]:
+        """Collective over the world: every rank gives the same prompts and gets every result, in
+        order.
+        """
+        requests = self.make_requests(prompts, params)
+        for _ in self.stream(requests):
+            pass
+        mine = {
+            index: FinishedSequence.of(request)
+            for index, request in enumerate(requests)
+            if request.finish_reason is not None
+        }
+        return share_results(mine, len(requests), context=self.context)
+
+    def forward_rows(self, token_ids: Tensor, start_pos: int) -> Tensor:
+        """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank, for `token_ids` (batch,
+        seq).
+
+        Collective over the replica. Row i lives in its own fixed share of the KV cache, so calls
+        with growing start_pos continue each other; a `generate` in between overwrites them, as in
+        Meta's package.
+        """
+        self._refuse_when_broken()
+        plan = self._fixed_plan(token_ids.tolist(), start_pos)
+        n_rows, n_new = token_ids.shape
+        with self._fatal_unless_alone():
+            logits = self.runner.logits(plan)
+            out = torch.empty(n_rows * n_new, self.model_config.vocab_size)
+            if logits is not None:
+                out.copy_(logits)
+            sampler = self.context.layout.replica_size - self.context.layout.tp_size
+            self.context.replica.broadcast(out, src=sampler)
+            self.runner.flush()
+        return out.view(n_rows, n_new, -1)
+
+    def stats(self) -> list[RankStats]:
+        """Collective over the world: what every rank did so far, in rank order."""
+        return gather_stats(
+            self.runner.stats,
+            wall_s=self._wall_s,
+            most_in_flight=self._most_in_flight,
+            context=self.context,
+        )
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _lead(self, requests: Sequence[Request]) -> Iterator[Request]:
+        try:
+            for request in requests:
+                self.scheduler.add(request)
+            changed = self._with_text([r for r in requests if r.is_finished])
+            while changed or self.scheduler.has_unfinished:
+                yield from changed
+                self._forget(changed)
+                changed = self.step()
+        except GeneratorExit:
+            self.stop_followers()
+            raise
+        self.stop_followers()
+
+    def _with_text(self, changed: list[Request]) -> list[Request]:
+        """The same requests, their text brought up to date and stop strings acted on."""
+        for request in changed:
+            if self.outputs is not None and self.outputs.update(request):
+                self.scheduler.finish(request.seq_id, "stop")
+        return changed
+
+    def _forget(self, requests: list[Request]) -> None:
+        for request in requests:
+            if self.outputs is not None and request.is_finished:
+                self.outputs.forget(request)
+
+    def _fixed_plan(self, rows: list[list[int]], start_pos: int) -> BatchPlan:
+        per_row = self.config.blocks_per_sequence
+        if not rows or not rows[0]:
+            raise UsageError("forward needs at least one token in every row")
+        if len(rows) > min(self.config.max_batch_size, self.cache.num_blocks // per_row):
+            raise UsageError(
+                f"batch of {len(rows)} rows exceeds max_batch_size {self.config.max_batch_size} "
+                f"or the {self.cache.num_blocks // per_row} rows that the KV cache holds"
+            )
+        if start_pos < 0 or start_pos + len(rows[0]) > self.config.max_seq_len:
+            raise UsageError(
+                f"positions {start_pos}..{start_pos + len(rows[0])} are outside "
+                f"max_seq_len {self.config.max_seq_len}"
+            )
+        vocab_size = self.model_config.vocab_size
+        for row in rows:
+            for token_id in row:
+                if not 0 <= token_id < vocab_size:
+                    raise UsageError(
+                        f"token id {token_id} is outside the vocabulary of {vocab_size}"
+                    )
+        return BatchPlan(
+            tuple(
+                PlannedSequence(
+                    seq_id=index,
+                    token_ids=tuple(row),
+                    start=start_pos,
+                    block_table=tuple(range(index * per_row, (index + 1) * per_row)),
+                    sample=False,
+                    draw=None,
+                )
+                for index, row in enumerate(rows)
+            )
+        )
+
+    def _refuse_when_broken(self) -> None:
+        if self._failure is not None:
+            raise LlamaError(
+                f"this engine is out of service after: {self._failure}; build a new one"
+            )
+
+    @contextmanager
+    def _fatal_unless_alone(self) -> Iterator[None]:
+        """An error with peers ends the job: they learn the cause and stop waiting."""
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if self.context.layout.world_size == 1:
+                self._reset()
+            else:
+                self._failure = f"{type(error).__name__}: {error}"
+                self.context.fail(error)
+            raise
+
+    def _reset(self) -> None:
+        """One process: forget every request, so that the next call starts clean."""
+        self._in_flight.clear()
+        self._ring = PlanRing(self.context)
+        self.scheduler.reset()

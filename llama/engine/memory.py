@@ -1,0 +1,84 @@
+"""How many KV blocks fit: what a device has free, and the number all ranks can hold.
+
+Every rank must use the same number, since one scheduler deals blocks for all; so it is a minimum.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from llama.config import EngineConfig
+from llama.errors import OutOfMemoryError
+from llama.log import get_logger
+from llama.parallel.context import ParallelContext
+
+_GIB = 1024**3
+
+
+def free_bytes(device: torch.device, *, local_ranks: int) -> int:
+    """Memory that one of `local_ranks` equal ranks may still take on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _free_host_bytes() // local_ranks
+
+
+def _free_host_bytes() -> int:
+    """Free host memory, within the container's limit where there is one."""
+    if sys.platform == "linux":
+        fields = dict(line.split(":", 1) for line in _lines(Path("/proc/meminfo")))
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+        return min(free, _cgroup_free_bytes() or free)
+    # No portable count of free pages: half of what the machine has is a cautious guess.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup_free_bytes() -> int | None:
+    """What the cgroup v2 limit of this container leaves, None when there is no limit."""
+    limit, used = (
+        _lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current")
+    )
+    if not limit or not used or limit[0] == "max":
+        return None
+    return max(0, int(limit[0]) - int(used[0]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def agree_num_blocks(config: EngineConfig, *, block_bytes: int, context: ParallelContext) -> int:
+    """Blocks that every rank of the world can hold, at most what a full batch needs. Collective.
+
+    `block_bytes` is one block over this rank's layers and heads. Raises OutOfMemoryError on every
+    rank when not even one sequence of max_seq_len fits somewhere.
+    """
+    wanted = config.num_blocks or config.max_batch_size * config.blocks_per_sequence
+    free = free_bytes(context.device, local_ranks=context.local_world_size)
+    mine = int(free * config.memory_fraction) // block_bytes
+    everyone = context.world.all_gather(torch.tensor([[min(mine, wanted), block_bytes]]), dim=0)
+    num_blocks, poorest = everyone[:, 0].min(dim=0)
+    if num_blocks < min(config.blocks_per_sequence, wanted):
+        need = config.blocks_per_sequence * int(everyone[poorest, 1])
+        have = int(num_blocks) * int(everyone[poorest, 1])
+        raise OutOfMemoryError(
+            f"rank {int(poorest)} has room for {int(num_blocks)} KV blocks ({have / _GIB:.2f} GiB) "
+            f"but one sequence of max_seq_len {config.max_seq_len} needs "
+            f"{config.blocks_per_sequence} ({need / _GIB:.2f} GiB); lower max_seq_len to "
+            f"{int(num_blocks) * config.block_size} or less, or spread the model over more ranks"
+        )
+    if num_blocks < wanted:
+        get_logger().warning(
+            "KV cache holds %d blocks of %d tokens, not the %d that a full batch could need; "
+            "long batches will wait or be recomputed",
+            num_blocks,
+            config.block_size,
+            wanted,
+        )
+    return int(num_blocks)

@@ -1,0 +1,118 @@
+"""From the logits of one step to its StepResult. Runs on one rank; all others are told.
+
+Keeps nothing between steps: what a request draws depends on its logits, its parameters, its seed
+and the number of the token, and on no other request, batch or layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from llama.engine.plan import BatchPlan, DrawParams, SequenceResult, StepResult
+from llama.engine.sequence import TokenLogprob
+from llama.errors import LlamaError
+from llama.ops.sampling import Draws, best_tokens, finite_rows, sample, token_logprobs
+
+
+class Sampler:
+    """Draws the tokens and looks up the logprobs that a plan asks for."""
+
+    def __call__(self, logits: Tensor, plan: BatchPlan) -> StepResult:
+        """`logits` (R, vocab) float32 has, in plan order, one row for each new token of a sequence
+        with targets, one for any other that samples, none for the rest.
+
+        Raises LlamaError that names the request when a row of it is not finite.
+        """
+        spans = _row_spans(plan)
+        assert sum(span.stop - span.start for span in spans) == len(logits)
+        _check_finite(logits, plan, spans)
+        drawing = [at for at, planned in enumerate(plan.sequences) if planned.draw is not None]
+        draws = [planned.draw for planned in plan.sequences if planned.draw is not None]
+        rows = _select(logits, [spans[at].stop - 1 for at in drawing])
+        token_ids = _draw_token_ids(rows, draws)
+        sampled = zip(token_ids.tolist(), _sampled_logprobs(rows, token_ids, draws), strict=True)
+        sampled_at = dict(zip(drawing, sampled, strict=True))
+        results = []
+        for at, planned in enumerate(plan.sequences):
+            token_id, logprob = sampled_at.get(at, (-1, None))
+            scored = _target_logprobs(logits[spans[at]], planned.targets)
+            results.append(SequenceResult(token_id, logprob, scored))
+        return StepResult(tuple(results))
+
+
+def _row_spans(plan: BatchPlan) -> list[slice]:
+    """Each sequence's rows in the logits."""
+    counts = [len(p.token_ids) if p.targets else int(p.sample) for p in plan.sequences]
+    return [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
+
+
+def _select(logits: Tensor, rows: list[int]) -> Tensor:
+    """Rows of `logits` (R, vocab); without a copy when it is all of them, as in decode."""
+    if len(rows) == len(logits):
+        return logits
+    return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+
+
+def _check_finite(logits: Tensor, plan: BatchPlan, spans: Sequence[slice]) -> None:
+    finite = finite_rows(logits).tolist()
+    if all(finite):
+        return
+    row = finite.index(False)
+    for planned, span in zip(plan.sequences, spans, strict=True):
+        if row < span.stop:
+            position = planned.start + len(planned.token_ids) - (span.stop - row)
+            raise LlamaError(
+                f"request {planned.seq_id}: non-finite logits after position {position}; "
+                f"verify the checkpoint, or use a dtype with more range than the one it overflows"
+            )
+
+
+def _draw_token_ids(logits: Tensor, draws: Sequence[DrawParams]) -> Tensor:
+    """(R,) int64: at temperature 0 the best token, lowest id of equals; else a random one."""
+    token_ids = logits.argmax(dim=-1)
+    rows = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    if rows:
+        token_ids[rows] = sample(
+            _select(logits, rows), _columns([draws[row] for row in rows], logits.device)
+        )
+    return token_ids
+
+
+def _columns(draws: Sequence[DrawParams], device: torch.device) -> Draws:
+    fields = [(draw.temperature, draw.top_p, draw.uniform) for draw in draws]
+    columns = torch.tensor(fields, dtype=torch.float64, device=device).T  # (3, R)
+    top_k = torch.tensor([draw.top_k for draw in draws], dtype=torch.int64, device=device)
+    return Draws(temperature=columns[0], top_p=columns[1], top_k=top_k, uniform=columns[2])
+
+
+def _sampled_logprobs(
+    logits: Tensor, token_ids: Tensor, draws: Sequence[DrawParams]
+) -> list[TokenLogprob | None]:
+    """For each row, what it asked for."""
+    found: list[TokenLogprob | None] = [None] * len(draws)
+    rows = [row for row, draw in enumerate(draws) if draw.n_logprobs >= 0]
+    if not rows:
+        return found
+    logits = _select(logits, rows)
+    scores = logits.log_softmax(dim=-1)
+    token_ids = token_ids[rows]
+    own = scores.gather(-1, token_ids[:, None])[:, 0].tolist()
+    most = max(draws[row].n_logprobs for row in rows)
+    top_ids = best_tokens(logits, most)  # (R, most)
+    top_scores = scores.gather(-1, top_ids).tolist()
+    records = zip(rows, token_ids.tolist(), own, top_ids.tolist(), top_scores, strict=True)
+    for row, token_id, score, ids, ids_scores in records:
+        top = tuple(zip(ids, ids_scores, strict=True))[: draws[row].n_logprobs]
+        found[row] = TokenLogprob(token_id, score, top)
+    return found
+
+
+def _target_logprobs(logits: Tensor, targets: tuple[int, ...]) -> tuple[float, ...]:
+    if not targets:
+        return ()
+    token_ids = torch.tensor(targets, dtype=torch.int64, device=logits.device)
+    return tuple(token_logprobs(logits[: len(targets)], token_ids).tolist())

@@ -1,0 +1,37 @@
+"""Feed-forward layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from llama.parallel.comm import Communicator
+from llama.parallel.shard import ffn_shard
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) · w3 x), with w1 and w3 as one product; each rank holds part of the columns.
+
+    Raises UsageError when there are more ranks than columns.
+    """
+
+    def __init__(
+        self, dim: int, ffn_dim: int, *, bias: bool, tp: Communicator, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        parts = [ffn_shard(ffn_dim, tp_size=tp.size, tp_rank=rank) for rank in range(tp.size)]
+        part = parts[tp.rank]
+        self.w13 = MergedColumnParallelLinear(
+            dim, [("w1", ffn_dim, part), ("w3", ffn_dim, part)], bias=bias, tp=tp, dtype=dtype
+        )
+        self.w2 = RowParallelLinear(
+            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, parts=parts
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, dim) -> (N, dim)."""
+        gate, up = self.w13(x).chunk(2, dim=-1)  # (N, own columns) each
+        out: Tensor = self.w2(F.silu(gate).mul_(up))
+        return out

@@ -1,0 +1,172 @@
+"""The offline face: text in, text out, over the engine. Runs alike on one process or on every rank.
+
+Under several ranks every call is collective: each rank makes it with the same arguments (checked),
+and `generate` gives each the same results. `stream` yields on the leader only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama.config import EngineConfig, ModelConfig, ParallelConfig
+from llama.engine.build import build_engine
+from llama.engine.exchange import FinishedSequence
+from llama.engine.output import final_text
+from llama.engine.sequence import RequestOutput, SamplingParams
+from llama.engine.sequence import Sequence as Request
+from llama.errors import UsageError
+from llama.parallel.context import ParallelContext
+
+Prompt = str | Sequence[int]
+"""Text, encoded here with a leading bos, or token ids taken as they are."""
+
+
+class LLM:
+    """A loaded model. Lengths are in tokens; sizes left None are found out.
+
+    `tp`/`pp` cut the model over ranks (default: all ranks tensor-parallel); `dtype` is the compute
+    dtype (default: the checkpoint's on a GPU, float32 on a CPU); further keywords are
+    EngineConfig's.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        *,
+        tokenizer_path: str | Path | None = None,
+        tp: int | None = None,
+        pp: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | None = None,
+        backend: str | None = None,
+        max_seq_len: int = 2048,
+        max_batch_size: int = 32,
+        seed: int = 0,
+        **engine_options: Any,
+    ) -> None:
+        unknown = set(engine_options) - set(EngineConfig.__dataclass_fields__)
+        if unknown:
+            known = ", ".join(sorted(EngineConfig.__dataclass_fields__))
+            raise UsageError(f"unknown engine option {sorted(unknown)}; known: {known}")
+        self.engine, self.tokenizer, self.load_report = build_engine(
+            ckpt_dir,
+            tokenizer_path=tokenizer_path,
+            config=EngineConfig(
+                max_seq_len=max_seq_len, max_batch_size=max_batch_size, **engine_options
+            ),
+            parallel=ParallelConfig(tp_size=tp, pp_size=pp, device=device, backend=backend),
+            dtype=dtype,
+            seed=seed,
+        )
+
+    @property
+    def context(self) -> ParallelContext:
+        return self.engine.context
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.engine.model_config
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; one output a prompt, in order, on every rank.
+
+        Raises UsageError for a prompt or setting that cannot be served, RankMismatchError when
+        ranks were given different ones; both before anything runs.
+        """
+        texts, token_ids, params = self._agreed(prompts, sampling_params)
+        finished = self.engine.generate(token_ids, params)
+        return [
+            self._output(index, text, result, param)
+            for index, (text, result, param) in enumerate(zip(texts, finished, params, strict=True))
+        ]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Yield an output whenever a request has new text or is done; `text` is only what is new.
+
+        Leaders yield; on other ranks the iterator runs the job to its end without yielding, so
+        every rank must exhaust it. Leaving the loop early on the leader aborts what is unfinished.
+        """
+        texts, token_ids, params = self._agreed(prompts, sampling_params)
+        return self._stream(texts, self.engine.make_requests(token_ids, params))
+
+    def _stream(
+        self, texts: list[str | None], requests: list[Request]
+    ) -> Generator[RequestOutput, None, None]:
+        outputs = self.engine.outputs
+        for request in self.engine.stream(requests):
+            new_text = outputs.new_text(request) if outputs else ""
+            if not new_text and request.finish_reason is None:
+                continue
+            index = request.seq_id - requests[0].seq_id
+            yield RequestOutput(
+                request_id=index,
+                prompt=texts[index],
+                prompt_token_ids=tuple(request.prompt_token_ids),
+                text=new_text,
+                token_ids=tuple(request.output_token_ids),
+                logprobs=None if request.params.logprobs is None else tuple(request.logprobs),
+                prompt_logprobs=None,
+                finish_reason=request.finish_reason,
+            )
+
+    def _agreed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> tuple[list[str | None], list[list[int]], list[SamplingParams]]:
+        """Texts, token ids and parameters, one a prompt, known to be the same on every rank."""
+        many = _as_prompts(prompts)
+        params = _as_params(sampling_params, len(many))
+        texts = [prompt if isinstance(prompt, str) else None for prompt in many]
+        token_ids = [
+            self.tokenizer.encode(prompt, bos=True, eos=False)
+            if isinstance(prompt, str)
+            else list(prompt)
+            for prompt in many
+        ]
+        self.context.agree({"prompts": token_ids, "sampling_params": [repr(p) for p in params]})
+        return texts, token_ids, params
+
+    def _output(
+        self, index: int, text: str | None, result: FinishedSequence, params: SamplingParams
+    ) -> RequestOutput:
+        return RequestOutput(
+            request_id=index,
+            prompt=text,
+            prompt_token_ids=result.prompt_token_ids,
+            text=final_text(self.tokenizer, list(result.token_ids), params.stop),
+            token_ids=result.token_ids,
+            logprobs=result.logprobs,
+            prompt_logprobs=result.prompt_logprobs,
+            finish_reason=result.finish_reason,
+        )
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_params(
+    params: SamplingParams | Sequence[SamplingParams] | None, n_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * n_prompts
+    if len(params) != n_prompts:
+        raise UsageError(
+            f"{len(params)} sampling_params for {n_prompts} prompts; give one or as many"
+        )
+    return list(params)

@@ -1,0 +1,6 @@
+"""Architectures. One file per family: a block and what surrounds it; MODELS finds it."""
+
+from __future__ import annotations
+
+MODELS = {"llama": "llama.models.llama:LLAMA"}
+"""By ModelConfig.architecture: a `llama.models.architecture.Architecture`."""

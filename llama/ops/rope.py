@@ -1,0 +1,56 @@
+"""Rotary position embedding: the table of angles, and turning heads by it.
+
+Which positions a step has, and which convention the weights were trained or stored with, is said by
+the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llama.config import RopeScaling
+
+RopeStyle = Literal["interleaved", "half"]
+
+
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """(head_dim / 2,) fp32: theta^(-2i / head_dim), stretched by `scaling` as in Llama 3.1."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / theta**exponents
+    return frequencies if scaling is None else _scale(frequencies, scaling)
+
+
+def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1: keep short wavelengths, divide the frequency of long ones, blend in between."""
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    band = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = ((turns - scaling.low_freq_factor) / band).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def rope_table(frequencies: Tensor, n_positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (n_positions, head_dim / 2) fp32, of position · frequency."""
+    positions = torch.arange(n_positions, dtype=torch.float32, device=frequencies.device)
+    angles = torch.outer(positions, frequencies)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, style: RopeStyle) -> Tensor:
+    """Turn the pairs of every head of x (N, heads, head_dim) by cos, sin (N, head_dim / 2).
+
+    Pairs are neighbours (2i, 2i + 1) in style "interleaved" and (i, i + head_dim / 2) in style
+    "half". Computed in fp32, returned in x's dtype.
+    """
+    if style == "interleaved":
+        neighbours = x.float().view(*x.shape[:-1], -1, 2)
+        pairs = torch.view_as_complex(neighbours)  # (N, heads, head_dim / 2)
+        turned = pairs * torch.complex(cos, sin).unsqueeze(1)
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.type_as(x)

@@ -1,0 +1,124 @@
+"""Choosing tokens from logits: temperature, top-k, nucleus, one draw per row; and logprobs.
+
+Every function works row by row, so a row's outcome does not depend on the other rows of its batch.
+Nothing here is random: the caller brings one uniform number per row. Tokens are ordered by logit,
+equal ones by lower id, and a draw inverts the cumulative distribution in that order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_HEAD_TOKENS = 256
+"""Best tokens to look at first: sorting a whole vocabulary takes tens of times longer."""
+
+_ROWS_AT_ONCE = 64
+"""Rows whose logprobs over the whole vocabulary are in memory together."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How to draw from R rows, each field (R,): see `sample`."""
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    uniform: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Draws:
+        return Draws(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.uniform[rows])
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Which rows of `logits` (R, vocab) hold neither NaN nor an infinity: (R,) bool."""
+    lowest, highest = torch.aminmax(logits, dim=-1)
+    return lowest.isfinite() & highest.isfinite()
+
+
+def sample(logits: Tensor, draws: Draws) -> Tensor:
+    """One token id for each row of finite `logits` (R, vocab): (R,) int64. Computed in float64.
+
+    The logits are divided by `temperature` (> 0, float64). The `top_k` best tokens (int64, 0 for
+    off) stay and are renormalised. Of these a token stays while those before it have together at
+    most `top_p` (in (0, 1], float64): Meta's nucleus rule, by which the token that crosses top_p
+    stays. `uniform` (in [0, 1), float64) says where in the renormalised rest the drawn token lies.
+    """
+    vocab_size = logits.shape[-1]
+    scaled = logits.double()
+    scaled -= logits.amax(dim=-1, keepdim=True)  # before the division, which could overflow
+    scaled /= draws.temperature[:, None]
+    probs = torch.softmax(scaled, dim=-1)  # (R, vocab)
+    values, ids = _ordered(*logits.topk(min(_HEAD_TOKENS, vocab_size)))  # (R, head)
+    place, is_enough = _draw(probs.gather(-1, ids), draws, vocab_size=vocab_size)
+    tokens = _at(ids, place)  # (R,)
+    if ids.shape[-1] == vocab_size:
+        return tokens
+    # Of several tokens that equal the last one, topk may have left out those with lower ids.
+    is_enough &= place < (values > values[:, -1:]).sum(dim=-1)
+    if not is_enough.all():
+        rest = (~is_enough).nonzero()[:, 0]
+        ids = logits[rest].sort(dim=-1, descending=True, stable=True).indices  # (rest, vocab)
+        place, _ = _draw(probs[rest].gather(-1, ids), draws[rest], vocab_size=vocab_size)
+        tokens[rest] = _at(ids, place)
+    return tokens
+
+
+def best_tokens(logits: Tensor, k: int) -> Tensor:
+    """Ids of the `k` highest of each row of `logits` (R, vocab), best first, ties by lower id.
+
+    (R, min(k, vocab)) int64.
+    """
+    vocab_size = logits.shape[-1]
+    k = min(k, vocab_size)
+    values, ids = _ordered(*logits.topk(min(k + 1, vocab_size)))
+    if 0 < k < vocab_size:
+        tied = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]  # topk took any of these
+        if len(tied):
+            ids[tied, :k] = logits[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return ids[:, :k]
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Natural-log probability of `token_ids` (R,) in the rows of `logits` (R, vocab): (R,)."""
+    found = torch.empty(len(logits), dtype=logits.dtype, device=logits.device)
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        scores = logits[rows].log_softmax(dim=-1)
+        found[rows] = _at(scores, token_ids[rows])
+    return found
+
+
+def _ordered(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (R, n), with equal values by ascending id: topk leaves that order open."""
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def _draw(probs: Tensor, draws: Draws, *, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Places of the drawn tokens in `probs` (R, n), the n highest in descending order: (R,) int64.
+
+    Also whether n were enough to tell, (R,) bool; a place where they were not means nothing.
+    """
+    n = probs.shape[-1]
+    upto = probs.cumsum(dim=-1)  # (R, n)
+    before = torch.nn.functional.pad(upto[:, :-1], (1, 0))
+    is_limited = (draws.top_k > 0) & (draws.top_k < vocab_size)
+    limit = torch.where(is_limited, draws.top_k, n).clamp(max=n)
+    mass = torch.where(is_limited, _at(upto, limit - 1), 1.0)  # of the top_k tokens
+    is_nucleus = draws.top_p < 1
+    cut = torch.where(is_nucleus, draws.top_p * mass, torch.inf)
+    kept = (torch.arange(n, device=probs.device) < limit[:, None]) & (before <= cut[:, None])
+    n_kept = (kept & (probs > 0)).sum(dim=-1)
+    mass = torch.where(is_nucleus, _at(upto, n_kept - 1), mass)
+    place = (upto <= (draws.uniform * mass)[:, None]).sum(dim=-1)
+    is_enough = torch.where(is_limited, draws.top_k <= n, ~is_nucleus | (n_kept < n))
+    return torch.minimum(place, n_kept - 1), is_enough
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """values[r, places[r]] of every row r: (R,)."""
+    return values.gather(-1, places[:, None])[:, 0]

@@ -1,0 +1,242 @@
+"""This process's place among the ranks, and its communicators: what every other part is given.
+
+`initialize` turns what torchrun, a user's program or nobody set up into one ParallelContext;
+`single` is one process by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from llama.config import ParallelConfig
+from llama.errors import RankMismatchError, UsageError
+from llama.log import get_logger, prefix_log
+from llama.parallel import fairscale
+from llama.parallel.agreement import check_agreement, differences, raise_together
+from llama.parallel.backend import BackendChoice, choose, parse_device
+from llama.parallel.comm import Communicator, SingleCommunicator
+from llama.parallel.device import DeviceFacts, probe
+from llama.parallel.failure import FailureRecord
+from llama.parallel.groups import GroupMaker, try_all
+from llama.parallel.layout import Coordinates, ParallelLayout
+from llama.parallel.mailbox import Mailbox
+from llama.parallel.rendezvous import Launched, World, join, leave, meet, share_through_store
+from llama.parallel.uncaught import install_hook
+
+
+@dataclass(frozen=True)
+class ParallelContext:
+    """One rank's view of the job.
+
+    tp and pp carry activations between this rank and its peers; dp carries host values between
+    replicas. `replica` (rank 0 leads) and `world` are for control: CPU tensors, long patience.
+    """
+
+    layout: ParallelLayout
+    rank: int
+    device: torch.device
+    backend: BackendChoice
+    tp: Communicator
+    pp: Communicator
+    dp: Communicator
+    replica: Communicator
+    world: Communicator
+    messages: Communicator
+    local_world_size: int = 1
+    _failure: FailureRecord = field(repr=False, kw_only=True)
+    _undo: ExitStack = field(repr=False, kw_only=True)
+
+    @cached_property
+    def mailbox(self) -> Mailbox:
+        """The replica's messages: one mailbox, since each awaits ahead and two would steal."""
+        return Mailbox(self.messages)
+
+    @property
+    def host(self) -> str:
+        return socket.gethostname()
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return self.layout.coordinates(self.rank)
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.coordinates.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.coordinates.pp_rank == self.layout.pp_size - 1
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank schedules for its replica."""
+        return self.replica.rank == 0
+
+    def agree(self, values: Mapping[str, object]) -> None:
+        """Raise RankMismatchError on every rank unless all gave the same `values`. Collective.
+
+        Values are JSON data, or anything whose repr says what matters.
+        """
+        check_agreement(self.world, values, host=self.host)
+
+    @contextmanager
+    def together(self, phase: str) -> Iterator[None]:
+        """Leave the body on every rank in the same way: all go on, or all raise. Collective.
+
+        A rank whose body raised gets its own error, the others one of the same class that names it.
+        `phase` ends the words "failed while ...". Raises PeerLostError when a rank dies.
+        """
+        before, self._failure.phase = self._failure.phase, phase
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        raise_together(self.world, error, phase=phase, host=self.host)
+        self._failure.phase = before
+
+    def fail(self, error: BaseException) -> None:
+        """Leave word of `error` for the ranks that will miss this one. Never raises."""
+        self._failure.write(error)
+
+    def close(self) -> None:
+        """Give back what `initialize` made; groups that the program made stay. Idempotent."""
+        self._undo.close()
+
+
+def single(device: str | torch.device = "cpu") -> ParallelContext:
+    """One process by itself: no process group, no port."""
+    return _alone(torch.device(device), BackendChoice("none", "one process"))
+
+
+def initialize(config: ParallelConfig | None = None) -> ParallelContext:
+    """This process's context, with working links to all other ranks. Collective.
+
+    A default process group or fairscale groups that the program has made are used as they are; else
+    torchrun's variables say where to meet; without any, this is one process and needs no group.
+    What `config` leaves open comes from LLAMA_TP_SIZE, LLAMA_PP_SIZE, LLAMA_DEVICE, LLAMA_BACKEND,
+    then from fairscale's groups; then tp takes what pp leaves. A second call wraps the same groups.
+
+    Raises HardwareError (launch variables, device, backend), UsageError (sizes), RankMismatchError
+    (ranks asked for different things), RankTimeoutError and PeerLostError.
+    """
+    wish = with_environment(config or ParallelConfig(), os.environ)
+    world = meet(Launched.from_environment(os.environ), timeout_s=wish.init_timeout_s)
+    _, cuda_index = parse_device(wish.device)
+    facts = probe(local_rank=world.local_rank if world else None, cuda_index=cuda_index)
+    if world is None:
+        resolve_layout(wish, world_size=1, existing=None)
+        kind, choice = choose([facts], device=wish.device, backend=wish.backend, is_alone=True)
+        get_logger().info("device %s: %s", kind, choice.reason)
+        return _alone(_torch_device(kind, facts), choice)
+    with ExitStack() as undo:
+        return _join(world, wish, facts, undo=undo)
+
+
+def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> ParallelConfig:
+    """`config`, its open fields filled from the variables that `python -m launch` sets.
+
+    Raises UsageError for a size that is no number.
+    """
+    found: dict[str, Any] = {}
+    for name in ("tp_size", "pp_size", "device", "backend"):
+        variable = f"LLAMA_{name.upper()}"
+        text = environ.get(variable)
+        if text and getattr(config, name) is None:
+            if name.endswith("_size") and not text.isdecimal():
+                raise UsageError(f"{variable} must be a whole number, got {text!r}")
+            found[name] = int(text) if name.endswith("_size") else text
+    return replace(config, **found)
+
+
+def resolve_layout(
+    config: ParallelConfig, *, world_size: int, existing: tuple[int, int] | None
+) -> ParallelLayout:
+    """The layout for what is asked; `existing` (tp_size, pp_size) stand in when nothing is.
+
+    Raises UsageError when the sizes do not fit the world.
+    """
+    tp_size, pp_size = config.tp_size, config.pp_size
+    if tp_size is None and pp_size is None and existing is not None:
+        tp_size, pp_size = existing
+    pp_size = 1 if pp_size is None else pp_size
+    if tp_size is None:
+        tp_size = max(1, world_size // max(1, pp_size))
+    return ParallelLayout.for_world(world_size, tp_size=tp_size, pp_size=pp_size)
+
+
+def _join(
+    world: World, wish: ParallelConfig, facts: DeviceFacts, *, undo: ExitStack
+) -> ParallelContext:
+    """The context of one rank of `world`. What is made stays only if everything succeeds."""
+    all_facts = _exchange(world, wish, facts)
+    existing = fairscale.existing_sizes() if world.is_given else None
+    layout = resolve_layout(wish, world_size=world.size, existing=existing)
+    kind, choice = choose(all_facts, device=wish.device, backend=wish.backend)
+    assert choice.name != "none"
+    device = _torch_device(kind, facts)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    failure = FailureRecord(world.store, rank=world.rank, host=facts.host)
+    if not world.is_given:
+        everything = "cpu:gloo,cuda:nccl" if choice.name == "nccl" else "gloo"
+        join(world, backend=everything, timeout_s=wish.timeout_s)
+        undo.callback(leave)
+    maker = GroupMaker(layout, world.rank, config=wish, failure=failure, undo=undo)
+    communicators = maker.make(choice.name)
+    try_all(communicators, device=device)
+    if world.size > 1:
+        undo.callback(install_hook(failure, rank=world.rank, host=facts.host))
+        undo.callback(prefix_log(world.rank, facts.host))
+    get_logger().info("device %s, backend %s: %s", device, choice.name, choice.reason)
+    return ParallelContext(
+        layout=layout,
+        rank=world.rank,
+        device=device,
+        backend=choice,
+        **vars(communicators),
+        local_world_size=sum(other.host == facts.host for other in all_facts),
+        _failure=failure,
+        _undo=undo.pop_all(),
+    )
+
+
+def _exchange(world: World, wish: ParallelConfig, facts: DeviceFacts) -> list[DeviceFacts]:
+    """Every rank's facts, once all are known to want the same. Raises RankMismatchError."""
+    values = {name: repr(value) for name, value in vars(wish).items()}
+    mine = {"host": facts.host, "values": values, "facts": asdict(facts)}
+    replies = [json.loads(text) for text in share_through_store(world, json.dumps(mine))]
+    if any(reply["values"] != values for reply in replies):
+        raise RankMismatchError(differences(replies))
+    return [DeviceFacts(**reply["facts"]) for reply in replies]
+
+
+def _torch_device(kind: str, facts: DeviceFacts) -> torch.device:
+    return torch.device("cuda", facts.cuda_index) if kind == "cuda" else torch.device(kind)
+
+
+def _alone(device: torch.device, choice: BackendChoice) -> ParallelContext:
+    nobody = SingleCommunicator()
+    return ParallelContext(
+        layout=ParallelLayout(),
+        rank=0,
+        device=device,
+        backend=choice,
+        tp=nobody,
+        pp=nobody,
+        dp=nobody,
+        replica=nobody,
+        world=nobody,
+        messages=nobody,
+        _failure=FailureRecord(None, rank=0, host=socket.gethostname()),
+        _undo=ExitStack(),
+    )

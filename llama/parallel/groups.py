@@ -1,0 +1,136 @@
+"""The communicators of one rank: data along tp and pp, host values along dp, control for all.
+
+Control groups are gloo on the CPU whatever carries the data, and wait much longer: an idle engine
+is no failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from llama.config import ParallelConfig
+from llama.errors import HardwareError
+from llama.parallel import fairscale
+from llama.parallel.comm import Communicator, SingleCommunicator
+from llama.parallel.failure import FailureRecord
+from llama.parallel.layout import ParallelLayout
+from llama.parallel.torch_comm import TorchCommunicator, gloo_backends
+
+
+@dataclass(frozen=True)
+class Communicators:
+    """One rank's communicator of every axis."""
+
+    tp: Communicator
+    pp: Communicator
+    dp: Communicator
+    replica: Communicator
+    world: Communicator
+    messages: Communicator
+    """The replica again, for its mailbox alone: awaited messages and collectives do not mix."""
+
+
+@dataclass(frozen=True)
+class GroupMaker:
+    """Makes the groups of one layout as `rank` sees them; what it made, `undo` gives back."""
+
+    layout: ParallelLayout
+    rank: int
+    config: ParallelConfig
+    failure: FailureRecord
+    undo: ExitStack
+
+    def make(self, backend: Literal["nccl", "gloo"]) -> Communicators:
+        """All communicators, connected but untried. Collective.
+
+        Raises UsageError when fairscale already has groups of another layout.
+        """
+        groups = fairscale.model_parallel_groups(self.layout, self.rank, backend=backend)
+        if groups.is_ours:
+            self.undo.callback(fairscale.forget_groups)
+            for group in (groups.tp, groups.pp, groups.dp):
+                self.undo.callback(_destroy, group)
+                set_gloo_timeout(group, self.config.timeout_s)
+        world = self._control("world", [tuple(range(self.layout.world_size))])
+        replica = world
+        if self.layout.dp_size > 1:
+            replica = self._control("replica", self._every(self.layout.replica_group))
+        messages = self._control("messages", self._every(self.layout.replica_group))
+        dp = self._data("dp", groups.dp)
+        if "cpu" not in gloo_backends(groups.dp):  # the program made it, for something else
+            dp = self._control("dp", self._every(self.layout.dp_group))
+        return Communicators(
+            tp=self._data("tp", groups.tp),
+            pp=self._data("pp", groups.pp),
+            dp=dp,
+            replica=replica,
+            world=world,
+            messages=messages,
+        )
+
+    def _data(self, axis: str, group: dist.ProcessGroup) -> Communicator:
+        if dist.get_world_size(group) == 1:
+            return SingleCommunicator()
+        return TorchCommunicator(
+            group, axis=axis, timeout_s=self.config.timeout_s, failure=self.failure
+        )
+
+    def _control(self, axis: str, groups: Iterable[tuple[int, ...]]) -> Communicator:
+        """The communicator of this rank's group among `groups`, all of them made by all ranks."""
+        mine: Communicator = SingleCommunicator()
+        for ranks in groups:
+            if len(ranks) == 1:
+                continue
+            # Connecting must not take as long as waiting for work may.
+            timeout = timedelta(seconds=self.config.timeout_s)
+            group = dist.new_group(list(ranks), backend="gloo", timeout=timeout)
+            if self.rank in ranks:
+                self.undo.callback(_destroy, group)
+                patience_s = self.config.control_timeout_s
+                set_gloo_timeout(group, patience_s)
+                mine = TorchCommunicator(
+                    group, axis=axis, timeout_s=patience_s, failure=self.failure
+                )
+        return mine
+
+    def _every(self, group_of: Callable[[int], tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Every group of an axis once, in the same order on all ranks."""
+        return list(dict.fromkeys(group_of(rank) for rank in range(self.layout.world_size)))
+
+
+def try_all(communicators: Communicators, *, device: torch.device) -> None:
+    """One small sum over every group, so that a bad link shows now. Collective.
+
+    Raises PeerLostError or RankTimeoutError, or HardwareError for a wrong sum.
+    """
+    for axis, comm in vars(communicators).items():
+        on = device if axis in ("tp", "pp") else torch.device("cpu")
+        total = comm.all_reduce(torch.tensor([comm.rank + 1.0], device=on)).item()
+        expected = comm.size * (comm.size + 1) / 2
+        if total != expected:
+            raise HardwareError(
+                f"a test sum over the {axis} group of {comm.size} ranks gave {total}, not "
+                f"{expected}; check the links between its hosts"
+            )
+
+
+def set_gloo_timeout(group: dist.ProcessGroup, timeout_s: float) -> None:
+    """Bound the collectives of a gloo group.
+
+    fairscale cannot be told a timeout, and torch's `new_group` does not inherit one.
+    """
+    for backend in gloo_backends(group).values():
+        backend._set_default_timeout(timedelta(seconds=timeout_s))
+
+
+def _destroy(group: dist.ProcessGroup) -> None:
+    """Give a group back, unless whoever owns the default group has given back everything."""
+    if dist.is_initialized():
+        dist.destroy_process_group(group)

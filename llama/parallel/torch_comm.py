@@ -1,0 +1,185 @@
+"""A Communicator over a torch.distributed process group (gloo or nccl).
+
+gloo moves CPU tensors: those on another device are staged through the CPU here, so that compute
+device and transport are chosen separately. torch's errors become typed ones here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llama.errors import LlamaError, PeerLostError, RankMismatchError, RankTimeoutError
+from llama.parallel.comm import Communicator, Work
+from llama.parallel.failure import FailureRecord
+
+_MISMATCH = re.compile(r"mismatch between collectives", re.IGNORECASE)
+_TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+_LOST = re.compile(r"gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
+_SOURCE_LOCATION = re.compile(r"^\[\S+:\d+\] ")
+
+
+class TorchCommunicator(Communicator):
+    """The ranks of `group` as the axis named `axis`.
+
+    `timeout_s` bounds sends and receives over gloo, which else would have the timeout of the
+    group's birth. Collectives, and everything over nccl, have the group's own.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        *,
+        axis: str,
+        timeout_s: float,
+        failure: FailureRecord | None = None,
+    ) -> None:
+        self.axis = axis
+        self._group = group
+        self._failure = failure
+        self._rank = dist.get_rank(group)
+        self._global_ranks = dist.get_process_group_ranks(group)
+        self._timeout = timedelta(seconds=timeout_s)
+        self._gloo_devices = frozenset(gloo_backends(group))
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        return len(self._global_ranks)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        self.all_reduce_async(x).wait()
+        return x
+
+    def all_reduce_async(self, x: Tensor) -> Work:
+        ready = self._ready(x)
+        with self.translated("all_reduce"):
+            work = dist.all_reduce(ready, group=self._group, async_op=True)
+        return _TorchWork(self, "all_reduce", work, ready=ready, result=x)
+
+    def all_gather(self, x: Tensor, *, dim: int = -1) -> Tensor:
+        ready = self._ready(x)
+        parts = [torch.empty_like(ready) for _ in range(self.size)]
+        with self.translated("all_gather"):
+            dist.all_gather(parts, ready, group=self._group)
+        return torch.cat(parts, dim).to(x.device)
+
+    def gather(self, x: Tensor, *, dst: int = 0, dim: int = -1) -> Tensor | None:
+        ready = self._ready(x)
+        parts = [torch.empty_like(ready) for _ in range(self.size)] if dst == self.rank else None
+        with self.translated("gather"):
+            dist.gather(ready, parts, group=self._group, group_dst=dst)
+        return None if parts is None else torch.cat(parts, dim).to(x.device)
+
+    def broadcast(self, x: Tensor, *, src: int = 0) -> Tensor:
+        ready = self._ready(x)
+        with self.translated("broadcast"):
+            dist.broadcast(ready, group=self._group, group_src=src)
+        return x if ready is x or src == self.rank else x.copy_(ready)
+
+    def isend(self, x: Tensor, dst: int) -> Work:
+        ready = self._ready(x)
+        with self.translated("send", peer=dst):
+            work = dist.isend(ready, group=self._group, group_dst=dst)
+        return _TorchWork(self, "send", work, ready=ready, result=ready, peer=dst)
+
+    def irecv(self, out: Tensor, src: int) -> Work:
+        ready = self._ready(out)
+        with self.translated("receive", peer=src):
+            work = dist.irecv(ready, group=self._group, group_src=src)
+        return _TorchWork(self, "receive", work, ready=ready, result=out, peer=src)
+
+    def barrier(self) -> None:
+        device_ids = None if "cpu" in self._gloo_devices else [torch.cuda.current_device()]
+        with self.translated("barrier"):
+            dist.barrier(self._group, device_ids=device_ids)
+
+    def wait(self, work: dist.Work, *, is_p2p: bool) -> None:
+        """Wait for `work`, within the timeout. Over nccl a number would block the host."""
+        if is_p2p and "cpu" in self._gloo_devices:
+            work.wait(self._timeout)
+        else:
+            work.wait()
+
+    @contextmanager
+    def translated(self, op: str, *, peer: int | None = None) -> Iterator[None]:
+        """torch's errors of the body as ours, saying which ranks were to take part in `op`."""
+        try:
+            yield
+        except LlamaError:
+            raise
+        except RuntimeError as error:
+            typed = self._typed(error, op, peer)
+            if typed is None:
+                raise
+            raise typed from error
+
+    def _typed(self, error: RuntimeError, op: str, peer: int | None) -> LlamaError | None:
+        """The error to raise instead; None when `error` is not about ranks."""
+        text = _SOURCE_LOCATION.sub("", str(error)).partition(". This is typically")[0]
+        others = [rank for rank in self._global_ranks if rank != self._global_ranks[self._rank]]
+        peers = others if peer is None else [self._global_ranks[peer]]
+        word = "rank" if len(peers) == 1 else "ranks"
+        what = f"{self.axis} {op} with {word} {', '.join(map(str, peers))}"
+        if _MISMATCH.search(text):
+            return RankMismatchError(f"{what}: {text}")
+        if not _LOST.search(f"{type(error).__name__} {error}"):
+            return None
+        first = self._failure.read() if self._failure is not None else None
+        cause = f"; first failure: {first}" if first else ""
+        if _TIMED_OUT.search(text):
+            return RankTimeoutError(f"{what}: no answer in time ({text}){cause}")
+        return PeerLostError(f"{what}: a rank is gone ({text}){cause}")
+
+    def _ready(self, x: Tensor) -> Tensor:
+        """`x` itself if the transport can use it as it lies, else a copy that it can use."""
+        is_staged = x.device.type != "cpu" and x.device.type in self._gloo_devices
+        return (x.cpu() if is_staged else x).contiguous()
+
+
+class _TorchWork:
+    """A collective or message under way; keeps its tensors alive and brings staged ones back."""
+
+    def __init__(
+        self,
+        comm: TorchCommunicator,
+        op: str,
+        work: dist.Work | None,
+        *,
+        ready: Tensor,
+        result: Tensor,
+        peer: int | None = None,
+    ) -> None:
+        assert work is not None, "this rank is not in the group"
+        self._comm = comm
+        self._op = op
+        self._work = work
+        self._ready = ready
+        self._result = result
+        self._peer = peer
+
+    def wait(self) -> None:
+        with self._comm.translated(self._op, peer=self._peer):
+            self._comm.wait(self._work, is_p2p=self._peer is not None)
+        if self._result is not self._ready:
+            self._result.copy_(self._ready)
+
+
+def gloo_backends(group: dist.ProcessGroup) -> dict[str, dist.ProcessGroupGloo]:
+    """The part of `group` that is gloo, by the device types it serves."""
+    found = {}
+    for device in group._device_types:
+        backend = group._get_backend(device)
+        backend = getattr(backend, "wrapped_pg", backend)  # under TORCH_DISTRIBUTED_DEBUG=DETAIL
+        if isinstance(backend, dist.ProcessGroupGloo):
+            found[device.type] = backend
+    return found

@@ -1,0 +1,17 @@
+"""Text to token ids and back, prompts of chat models, text as it grows. Needs no torch."""
+
+from llama.tokenizer.base import TOKENIZERS, Tokenizer
+from llama.tokenizer.chat import CHAT_FORMATS, ChatFormat, Dialog, Message, Role, encode_dialog
+from llama.tokenizer.stream import StreamDecoder
+
+__all__ = [
+    "CHAT_FORMATS",
+    "TOKENIZERS",
+    "ChatFormat",
+    "Dialog",
+    "Message",
+    "Role",
+    "StreamDecoder",
+    "Tokenizer",
+    "encode_dialog",
+]

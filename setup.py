@@ -1,0 +1,41 @@
+"""Packaging of `llama` and its launcher. Tested pins are in requirements.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="llama",
+    version="0.1.0",
+    description="Tensor and pipeline parallel inference of Llama-family models in PyTorch",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["llama", "llama.*", "launch", "launch.*"]),
+    package_data={"llama": ["py.typed"], "launch": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.10",  # below 2.10 torch.load(weights_only=True) has known escapes
+        "fairscale>=0.4.13",
+        "sentencepiece>=0.2",
+        "tiktoken>=0.7",
+        "fire>=0.6",
+        "rich>=13",
+        "numpy>=1.26",
+    ],
+    extras_require={
+        "server": ["fastapi", "uvicorn", "prometheus-client"],
+        "bench": ["matplotlib", "transformers", "llama-cpp-python"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff",
+            "mypy>=1.11",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "llama = llama.cli:main",
+            "llama-launch = launch.__main__:main",
+        ]
+    },
+)
