@@ -1,0 +1,23 @@
+"""What holds in every test process: one thread per rank, chatty collectives, `gpu` needs a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before anything imports torch, and inherited by every rank that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch  # not at the top: the tests of the torch-free modules start in milliseconds
+
+    if torch.cuda.is_available():
+        return
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,549 @@
+"""Everybody finishes with the tokens that they would get alone, whatever the sizes and the traffic.
+
+`Replica` stands for the ranks: a cache of one integer per slot, written and read only through what
+plans say, and a "model" whose next token is a checksum of all tokens that it finds in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import deque
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from llama.config import EngineConfig
+from llama.engine.plan import BatchPlan, PlannedSequence, SequenceResult, StepResult
+from llama.engine.scheduler import Scheduler
+from llama.engine.sequence import SamplingParams, Sequence, TokenLogprob
+from llama.errors import LlamaError, UsageError
+
+VOCAB_SIZE = 50
+EOS = 0
+
+
+def next_token(token_ids: list[int], step: int) -> int:
+    return zlib.crc32(repr((token_ids, step)).encode()) % VOCAB_SIZE
+
+
+def alone(sequence: Sequence, max_seq_len: int) -> tuple[list[int], str]:
+    """Output and finish reason of a request by itself, from the definition."""
+    token_ids, output = list(sequence.prompt_token_ids), list[int]()
+    while len(token_ids) < max_seq_len and len(output) < (sequence.params.max_tokens or math.inf):
+        token_id = next_token(token_ids, len(output))
+        if token_id in sequence.stop_token_ids:
+            return output, "stop"
+        token_ids.append(token_id)
+        output.append(token_id)
+    return output, "length"
+
+
+class Replica:
+    """A scheduler, and a cache that its plans are run on in the order in which they were made."""
+
+    def __init__(self, *, num_blocks: int = 64, max_in_flight: int = 1, **config: Any) -> None:
+        sizes = {"max_seq_len": 64, "max_batch_size": 8, "block_size": 4, **config}
+        self.config = EngineConfig(**sizes)
+        self.num_blocks = num_blocks
+        self.scheduler = Scheduler(
+            self.config,
+            num_blocks=num_blocks,
+            max_in_flight=max_in_flight,
+            vocab_size=VOCAB_SIZE,
+        )
+        self.slots: dict[int, tuple[int, int, int]] = {}
+        self.out: deque[tuple[BatchPlan, StepResult]] = deque()
+        self.sequences: list[Sequence] = []
+        self.plans: list[BatchPlan] = []
+        self.preempted = 0
+
+    def add(self, n_prompt: int, **params: Any) -> Sequence:
+        seq_id = len(self.sequences)
+        prompt = [1 + (seq_id * 7 + at) % (VOCAB_SIZE - 1) for at in range(n_prompt)]
+        sequence = Sequence(
+            seq_id, prompt, SamplingParams(**params), seed=seq_id, eos_token_ids=[EOS]
+        )
+        self.scheduler.add(sequence)
+        self.sequences.append(sequence)
+        return sequence
+
+    def schedule(self) -> BatchPlan | None:
+        computed = {s.seq_id: s.num_computed for s in self.scheduler.running}
+        flying = {s.seq_id for s in self.scheduler.running if s.in_flight}
+        plan = self.scheduler.schedule()
+        lost = {s.seq_id for s in self.scheduler.waiting} & set(computed)
+        assert not lost & flying, "preempted in flight"
+        self.preempted += len(lost)
+        if plan is not None:
+            assert BatchPlan.decode(plan.encode()) == plan
+            self.check(plan)
+            result = StepResult(tuple(self.run(planned) for planned in plan.sequences))
+            self.out.append((plan, result))
+            self.plans.append(plan)
+        return plan
+
+    def check(self, plan: BatchPlan) -> None:
+        assert 0 < plan.num_tokens <= self.config.max_num_batched_tokens
+        assert 0 < len(plan.sequences) <= self.config.max_batch_size
+        assert len({planned.seq_id for planned in plan.sequences}) == len(plan.sequences)
+        for planned in plan.sequences:
+            assert planned.token_ids
+            assert (planned.draw is not None) == planned.sample
+            in_cache = -(-(planned.start + len(planned.token_ids)) // self.config.block_size)
+            assert len(planned.block_table) == in_cache
+        for earlier, _ in self.out:
+            for other in earlier.sequences:
+                if other.seq_id in {planned.seq_id for planned in plan.sequences}:
+                    assert not other.sample, "planned again before its token was known"
+
+    def run(self, planned: PlannedSequence) -> SequenceResult:
+        """Write the new tokens, then read the whole sequence back through its block table."""
+
+        def slot(position: int) -> int:
+            block, offset = divmod(position, self.config.block_size)
+            return planned.block_table[block] * self.config.block_size + offset
+
+        end = planned.start + len(planned.token_ids)
+        for position, token_id in enumerate(planned.token_ids, planned.start):
+            self.slots[slot(position)] = (planned.seq_id, position, token_id)
+        found = [self.slots[slot(position)] for position in range(end)]
+        assert [entry[:2] for entry in found] == [(planned.seq_id, at) for at in range(end)]
+        token_ids = [token_id for _, _, token_id in found]
+        scored = tuple(
+            score(token_ids[: planned.start + at + 1], target)
+            for at, target in enumerate(planned.targets)
+        )
+        if planned.draw is None:
+            return SequenceResult(target_logprobs=scored)
+        token_id = next_token(token_ids, planned.draw.step)
+        return SequenceResult(token_id, TokenLogprob(token_id, -0.5), scored)
+
+    def update(self) -> list[Sequence]:
+        return self.scheduler.update(*self.out.popleft())
+
+    def check_blocks(self) -> None:
+        """No block has two owners among those who run or are still in flight."""
+        running = [s.block_table for s in self.sequences if s.block_table]
+        held = [block for table in running for block in table]
+        assert len(held) == len(set(held)) == self.num_blocks - self.scheduler.num_free_blocks
+
+    def finish_all(self) -> int:
+        """Steps until everybody is done and all plans are back."""
+        steps = 0
+        while self.scheduler.has_unfinished or self.out:
+            while self.schedule() is not None:
+                self.check_blocks()
+            assert self.out, "unfinished requests, but nothing to run"
+            self.update()
+            steps += 1
+            assert steps < 20_000, "no progress"
+        assert self.scheduler.in_flight == 0
+        assert self.scheduler.num_free_blocks == self.num_blocks
+        return steps
+
+    def check_outputs(self) -> None:
+        for sequence in self.sequences:
+            output, reason = alone(sequence, self.config.max_seq_len)
+            got = sequence.output_token_ids
+            if sequence.finish_reason == "abort":
+                assert got == output[: len(got)]
+            else:
+                assert (got, sequence.finish_reason) == (output, reason)
+            assert [logprob.token_id for logprob in sequence.logprobs] == got
+            if sequence.params.prompt_logprobs and sequence.finish_reason != "abort":
+                prompt = list(sequence.prompt_token_ids)
+                scores = [score(prompt[:at], prompt[at]) for at in range(1, len(prompt))]
+                assert sequence.prompt_logprobs == [None, *scores]
+
+
+def score(before: list[int], token_id: int) -> float:
+    return -float(zlib.crc32(repr((before, token_id)).encode()))
+
+
+REQUESTS = st.tuples(st.integers(1, 30), st.none() | st.integers(1, 30), st.booleans())
+
+
+class Traffic(RuleBasedStateMachine):
+    """Requests come, plans go out and come back, requests are aborted, in any order."""
+
+    @initialize(
+        max_in_flight=st.integers(1, 4),
+        budget=st.sampled_from([1, 2, 5, 16, 100]),
+        max_batch_size=st.integers(1, 6),
+        block_size=st.sampled_from([1, 3, 4]),
+        spare_blocks=st.integers(0, 12),
+    )
+    def build(
+        self,
+        max_in_flight: int,
+        budget: int,
+        max_batch_size: int,
+        block_size: int,
+        spare_blocks: int,
+    ) -> None:
+        self.replica = Replica(
+            max_seq_len=30,
+            max_num_batched_tokens=budget,
+            max_batch_size=max_batch_size,
+            block_size=block_size,
+            num_blocks=-(-30 // block_size) + spare_blocks,
+            max_in_flight=max_in_flight,
+        )
+
+    @rule(request=REQUESTS)
+    def add(self, request: tuple[int, int | None, bool]) -> None:
+        n_prompt, max_tokens, prompt_logprobs = request
+        self.replica.add(n_prompt, max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+
+    @rule(times=st.integers(1, 5))
+    def schedule(self, times: int) -> None:
+        for _ in range(times):
+            self.replica.schedule()
+
+    @precondition(lambda self: self.replica.out)
+    @rule()
+    def update(self) -> None:
+        self.replica.update()
+
+    @precondition(lambda self: self.replica.scheduler.unfinished())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.replica.scheduler.unfinished()))
+        self.replica.scheduler.finish(sequence.seq_id, "abort")
+        assert sequence.finish_reason == "abort"
+
+    @invariant()
+    def blocks_have_one_owner(self) -> None:
+        if hasattr(self, "replica"):
+            self.replica.check_blocks()
+            scheduler = self.replica.scheduler
+            assert len(scheduler.running) <= self.replica.config.max_batch_size
+            assert scheduler.in_flight == len(self.replica.out) <= scheduler.max_in_flight
+
+    def teardown(self) -> None:
+        if hasattr(self, "replica"):
+            self.replica.finish_all()
+            self.replica.check_outputs()
+            note(f"{self.replica.preempted} preempted")
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(REQUESTS, min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.sampled_from([1, 3, 16, 200]),
+    st.integers(8, 20),
+)
+def test_every_request_finishes_as_if_alone(
+    requests: list[tuple[int, int | None, bool]], max_in_flight: int, budget: int, num_blocks: int
+) -> None:
+    replica = Replica(
+        max_seq_len=30,
+        num_blocks=num_blocks,
+        max_in_flight=max_in_flight,
+        max_num_batched_tokens=budget,
+    )
+    for n_prompt, max_tokens, prompt_logprobs in requests:
+        replica.add(n_prompt, max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+    replica.finish_all()
+    replica.check_outputs()
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+def test_preempted_sequences_are_computed_again_not_sampled_again(max_in_flight: int) -> None:
+    replica = Replica(num_blocks=16, max_in_flight=max_in_flight)
+    for _ in range(6):
+        replica.add(8, max_tokens=50, ignore_eos=True, prompt_logprobs=True)
+    replica.finish_all()
+    assert replica.preempted > 0
+    replica.check_outputs()
+    steps = [
+        (planned.seq_id, planned.draw.step)
+        for plan in replica.plans
+        for planned in plan.sequences
+        if planned.draw is not None
+    ]
+    assert len(steps) == len(set(steps)) == 6 * 50
+
+
+def test_the_last_to_come_is_preempted_and_goes_first_afterwards() -> None:
+    replica = Replica(num_blocks=8, block_size=4, max_num_batched_tokens=64)
+    first, second, third = (replica.add(7, max_tokens=20, ignore_eos=True) for _ in range(3))
+    while not replica.preempted:
+        replica.schedule()
+        replica.update()
+    scheduler = replica.scheduler
+    assert (scheduler.running, list(scheduler.waiting)) == ([first, second], [third])
+    assert (third.num_computed, third.block_table) == (0, ())
+    kept = third.output_token_ids
+    late = replica.add(1)
+    replica.finish_all()
+    assert third.output_token_ids[: len(kept)] == kept
+    starts = [planned.seq_id for plan in replica.plans for planned in plan.sequences]
+    assert starts.index(late.seq_id) > max(
+        at for at, seq_id in enumerate(starts) if seq_id == first.seq_id
+    )
+
+
+def test_decodes_go_on_beside_a_long_prompt() -> None:
+    replica = Replica(max_num_batched_tokens=8)
+    short = [replica.add(2, max_tokens=40, ignore_eos=True) for _ in range(3)]
+    replica.schedule()
+    replica.update()
+    long = replica.add(50, max_tokens=1)
+    while not long.is_finished:
+        before = [s.num_output_tokens for s in short]
+        plan = replica.schedule()
+        assert plan is not None
+        assert [len(planned.token_ids) for planned in plan.sequences] == [1, 1, 1, 5]
+        replica.update()
+        assert [s.num_output_tokens for s in short] == [n + 1 for n in before]
+
+
+def test_first_come_first_served() -> None:
+    replica = Replica(max_batch_size=2, max_num_batched_tokens=16)
+    for n_prompt in (30, 3, 3, 3):
+        replica.add(n_prompt, max_tokens=2)
+    replica.finish_all()
+    firsts = [planned.seq_id for plan in replica.plans for planned in plan.sequences]
+    assert sorted(set(firsts), key=firsts.index) == [0, 1, 2, 3]
+
+
+def sizes_of_plans(replica: Replica, n_plans: int) -> list[list[int]]:
+    """Sequences of each plan in flight, after each of `n_plans` steps."""
+    found = []
+    for _ in range(n_plans):
+        while replica.schedule() is not None:
+            pass
+        found.append([len(plan.sequences) for plan, _ in replica.out])
+        replica.update()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n_requests", "max_in_flight", "expected"),
+    [(32, 2, [16, 16]), (4, 3, [2, 1, 1]), (7, 4, [2, 2, 2, 1]), (1, 2, [1]), (5, 1, [5])],
+)
+def test_plans_in_flight_share_the_sequences(
+    n_requests: int, max_in_flight: int, expected: list[int]
+) -> None:
+    replica = Replica(max_in_flight=max_in_flight, num_blocks=512, max_batch_size=32)
+    for _ in range(n_requests):
+        replica.add(5, max_tokens=30, ignore_eos=True)
+    for sizes in sizes_of_plans(replica, 25):
+        assert sorted(sizes, reverse=True) == expected
+
+
+def test_shares_become_even_again_when_one_plan_shrinks() -> None:
+    replica = Replica(max_in_flight=2, num_blocks=512, max_batch_size=32)
+    for index in range(32):
+        replica.add(5, max_tokens=4 if index < 12 else 40, ignore_eos=True)
+    sizes = sizes_of_plans(replica, 24)
+    assert sizes[0] == [16, 16]
+    assert sizes[-1] == [10, 10]
+
+
+def test_nobody_is_left_out_of_the_ring() -> None:
+    replica = Replica(max_in_flight=3, num_blocks=512, max_batch_size=32)
+    for index in range(20):
+        replica.add(1 + index % 7, max_tokens=20 + index, ignore_eos=True)
+    replica.finish_all()
+    for sequence in replica.sequences:
+        turns = [
+            at
+            for at, plan in enumerate(replica.plans)
+            if any(planned.seq_id == sequence.seq_id for planned in plan.sequences)
+        ]
+        assert max(b - a for a, b in pairwise(turns)) <= 2 * 3
+
+
+def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
+    replica = Replica(max_seq_len=1024, max_in_flight=2, num_blocks=512)
+    sequence = replica.add(600, max_tokens=4, prompt_logprobs=True)
+    while replica.schedule() is not None:
+        pass
+    spans = [(p.start, len(p.token_ids), p.sample) for q, _ in replica.out for p in q.sequences]
+    assert spans == [(0, 300, False), (300, 300, True)]
+    assert sequence.plans_in_flight == 2
+    replica.finish_all()
+    replica.check_outputs()
+
+
+def test_short_prompts_are_not_cut_for_the_sake_of_sharing() -> None:
+    replica = Replica(max_in_flight=2)
+    replica.add(40)
+    plan = replica.schedule()
+    assert plan is not None
+    assert len(plan.sequences[0].token_ids) == 40
+
+
+def test_one_process_takes_as_much_as_the_budget_allows() -> None:
+    replica = Replica(max_seq_len=1024, num_blocks=512)
+    replica.add(600)
+    plan = replica.schedule()
+    assert plan is not None
+    assert plan.num_tokens == 600
+
+
+@pytest.mark.parametrize("prompt_logprobs", [False, True])
+def test_a_prompt_of_max_seq_len_is_scored_but_not_continued(prompt_logprobs: bool) -> None:
+    replica = Replica(max_num_batched_tokens=25)
+    sequence = replica.add(64, max_tokens=None, prompt_logprobs=prompt_logprobs)
+    assert sequence.is_finished == (not prompt_logprobs)
+    replica.finish_all()
+    replica.check_outputs()
+    assert (sequence.finish_reason, sequence.output_token_ids) == ("length", [])
+    assert len(replica.plans) == (3 if prompt_logprobs else 0)
+
+
+def test_output_may_fill_the_sequence_and_all_blocks_exactly() -> None:
+    replica = Replica(max_seq_len=17, num_blocks=4)
+    sequence = replica.add(16, max_tokens=None, ignore_eos=True)
+    replica.finish_all()
+    assert len(sequence.output_token_ids) == 1
+    with pytest.raises(UsageError, match="needs 5 KV blocks"):
+        Replica(max_seq_len=18, num_blocks=4).add(16, max_tokens=None)
+
+
+def test_an_abort_frees_the_blocks_when_the_plan_is_back() -> None:
+    replica = Replica(max_in_flight=2, num_blocks=16)
+    flying = replica.add(8, max_tokens=9)
+    assert replica.schedule() is not None
+    replica.scheduler.finish(flying.seq_id, "abort")
+    assert not replica.scheduler.has_unfinished
+    assert replica.scheduler.num_free_blocks == 14
+    assert replica.scheduler.schedule() is None
+    assert replica.update() == []
+    assert replica.scheduler.num_free_blocks == 16
+    assert flying.output_token_ids == []
+
+
+def test_an_abort_while_waiting_and_a_late_abort() -> None:
+    replica = Replica()
+    waiting, done = replica.add(3), replica.add(3, max_tokens=1, ignore_eos=True)
+    replica.scheduler.finish(waiting.seq_id, "abort")
+    replica.finish_all()
+    replica.scheduler.finish(done.seq_id, "abort")
+    assert (waiting.finish_reason, done.finish_reason) == ("abort", "length")
+
+
+def test_a_stop_string_ends_a_running_sequence() -> None:
+    replica = Replica()
+    sequence = replica.add(3, max_tokens=9, ignore_eos=True)
+    replica.schedule()
+    assert replica.update() == [sequence]
+    replica.scheduler.finish(sequence.seq_id, "stop")
+    assert (sequence.finish_reason, len(sequence.output_token_ids)) == ("stop", 1)
+    assert replica.scheduler.num_free_blocks == 64
+
+
+def test_update_returns_those_that_gained_a_token() -> None:
+    replica = Replica(max_num_batched_tokens=10)
+    short, long = replica.add(4, max_tokens=5, ignore_eos=True), replica.add(20, ignore_eos=True)
+    replica.schedule()
+    assert replica.update() == [short]  # only a chunk of the other
+    assert long.num_computed == 6
+
+
+def test_reset_forgets_everything() -> None:
+    replica = Replica(max_in_flight=2)
+    replica.add(8)
+    replica.schedule()
+    replica.scheduler.reset()
+    scheduler = replica.scheduler
+    assert (scheduler.has_unfinished, scheduler.in_flight, scheduler.num_free_blocks) == (
+        False,
+        0,
+        64,
+    )
+    replica.out.clear()
+    replica.sequences.clear()
+    replica.add(8)
+    replica.finish_all()
+    replica.check_outputs()
+
+
+def request(prompt: list[Any], **params: Any) -> Sequence:
+    return Sequence(7, prompt, SamplingParams(**params), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (request([]), "request 7 has an empty prompt"),
+        (request([1] * 65), "a prompt of 65 tokens, max_seq_len is 64; shorten"),
+        (request([1, 50]), "prompt token 1 is 50; ids are integers from 0 to 49"),
+        (request([-1]), "prompt token 0 is -1"),
+        (request([True]), "prompt token 0 is True"),
+        (request([1.0]), "prompt token 0 is 1.0"),
+        (request([1], stop_token_ids=(3, 50)), "stop_token_ids 1 is 50"),
+        (
+            request([1] * 33),
+            "needs 12 KV blocks of 4 tokens, but the cache has 8; lower max_tokens",
+        ),
+        (request([1], max_tokens=None), "may reach 64 tokens, 1 of them prompt"),
+    ],
+)
+def test_what_can_never_run_is_refused(sequence: Sequence, message: str) -> None:
+    scheduler = Replica(num_blocks=8).scheduler
+    for refuse in (scheduler.check, scheduler.add):
+        with pytest.raises(UsageError, match=message):
+            refuse(sequence)
+    assert not scheduler.has_unfinished
+
+
+def test_a_number_in_use_is_refused() -> None:
+    replica = Replica()
+    replica.scheduler.add(request([1, 2]))
+    with pytest.raises(UsageError, match="request 7 is already there"):
+        replica.scheduler.add(request([1, 2]))
+
+
+def test_max_in_flight_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_in_flight"):
+        Replica(max_in_flight=0)
+
+
+def test_results_that_do_not_belong_are_refused() -> None:
+    replica = Replica(max_in_flight=2, max_num_batched_tokens=4)
+    replica.add(8, prompt_logprobs=True)
+    first, second = replica.schedule(), replica.schedule()
+    assert first is not None
+    assert second is not None
+    right = replica.out[0][1]
+    with pytest.raises(LlamaError, match="not the oldest of 2 plans"):
+        replica.scheduler.update(second, right)
+    with pytest.raises(LlamaError, match="0 results came back for 1"):
+        replica.scheduler.update(first, StepResult(()))
+    with pytest.raises(LlamaError, match="0 prompt logprobs came back for 4 tokens"):
+        replica.scheduler.update(first, StepResult((SequenceResult(),)))
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
+def test_a_token_outside_the_vocabulary_is_refused(token_id: int) -> None:
+    replica = Replica()
+    replica.add(3)
+    plan = replica.schedule()
+    assert plan is not None
+    with pytest.raises(LlamaError, match=f"token id {token_id} was sampled"):
+        replica.scheduler.update(plan, StepResult((SequenceResult(token_id),)))

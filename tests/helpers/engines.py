@@ -1,0 +1,34 @@
+"""An engine over a checkpoint and a given context, without tokenizer: what most engine tests run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama.checkpoint import open_checkpoint
+from llama.config import EngineConfig
+from llama.engine.build import load_stage, make_cache
+from llama.engine.engine import Engine
+from llama.parallel.context import ParallelContext
+
+
+def make_engine(
+    context: ParallelContext, ckpt_dir: str | Path, *, seed: int = 0, **options: Any
+) -> Engine:
+    """A float32 engine; `options` are EngineConfig's."""
+    config = EngineConfig(**{"max_seq_len": 128, "max_batch_size": 8, "block_size": 4, **options})
+    reader = open_checkpoint(ckpt_dir)
+    stage, _ = load_stage(reader, config=config, context=context, dtype=torch.float32)
+    model_config = reader.config
+    reader.close()
+    return Engine(
+        model_config=model_config,
+        config=config,
+        context=context,
+        stage=stage,
+        cache=make_cache(stage, config=config, context=context, dtype=torch.float32),
+        dtype=torch.float32,
+        seed=seed,
+    )

@@ -1,0 +1,35 @@
+"""What is added to the environment: options always, defaults where the user has set nothing."""
+
+from __future__ import annotations
+
+from launch.env import settings
+
+
+def test_options_reach_the_ranks() -> None:
+    added = settings(
+        {"LLAMA_TP_SIZE": "8"},
+        tp_size=2, pp_size=3, backend="gloo", device="cpu", n_threads=4, loopback="lo",
+    )  # fmt: skip
+    assert added == {
+        "LLAMA_TP_SIZE": "2",
+        "LLAMA_PP_SIZE": "3",
+        "LLAMA_BACKEND": "gloo",
+        "LLAMA_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "4",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def test_what_was_not_asked_is_left_open() -> None:
+    added = settings(
+        {}, tp_size=None, pp_size=None, backend=None, device=None, n_threads=1, loopback=None
+    )
+    assert added == {"OMP_NUM_THREADS": "1"}
+
+
+def test_the_users_threads_and_interface_stay() -> None:
+    environ = {"OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth7"}
+    added = settings(
+        environ, tp_size=1, pp_size=None, backend=None, device=None, n_threads=1, loopback="lo"
+    )
+    assert added == {"LLAMA_TP_SIZE": "1"}

@@ -1,0 +1,179 @@
+"""`python -m launch` with real ranks: what they are given, how they end, and that none is left."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.hardware import usable_cpus
+from tests.helpers.programs import descendants, is_alive, run, started, wait_until
+
+REPORT = """
+import json, os, sys
+facts = {"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}
+with open(f"rank{os.environ['RANK']}.part", "w") as file:
+    json.dump(facts, file)
+os.rename(file.name, f"rank{os.environ['RANK']}.json")
+"""
+FAIL = (
+    REPORT
+    + """
+import time
+if os.environ["RANK"] == "1":
+    while not os.path.exists("rank0.json"):
+        time.sleep(0.01)
+    END
+time.sleep(600)
+"""
+)
+SLEEP = REPORT + "import time; time.sleep(600)"
+
+
+def write(folder: Path, source: str, name: str = "program.py") -> str:
+    (folder / name).write_text(source)
+    return name
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+def test_ranks_get_their_place_and_the_options(tmp_path: Path) -> None:
+    program = write(tmp_path, REPORT)
+    words = ["--nproc", "2", "--tp", "1", "--pp", "2", "--backend", "gloo", "--device", "cpu"]
+    done = run(
+        ["-m", "launch", *words, program, "a b", "--tp", "9", "-m"],
+        cwd=tmp_path, env={"OMP_NUM_THREADS": None, "GLOO_SOCKET_IFNAME": None},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = reports(tmp_path)
+    assert first["argv"] == second["argv"] == [program, "a b", "--tp", "9", "-m"]
+    for rank, env in enumerate([first["env"], second["env"]]):
+        assert env["RANK"] == env["LOCAL_RANK"] == str(rank)
+        assert env["WORLD_SIZE"] == env["LOCAL_WORLD_SIZE"] == "2"
+        assert env["MASTER_ADDR"] == "127.0.0.1"
+        assert env["LLAMA_TP_SIZE"] == "1" and env["LLAMA_PP_SIZE"] == "2"
+        assert env["LLAMA_BACKEND"] == "gloo" and env["LLAMA_DEVICE"] == "cpu"
+        assert int(env["OMP_NUM_THREADS"]) == max(1, usable_cpus() // 2)
+        assert env["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+
+
+def test_the_users_thread_count_stays(tmp_path: Path) -> None:
+    program = write(tmp_path, REPORT)
+    done = run(
+        ["-m", "launch", "--nproc", "2", program], cwd=tmp_path, env={"OMP_NUM_THREADS": "7"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert [report["env"]["OMP_NUM_THREADS"] for report in reports(tmp_path)] == ["7", "7"]
+
+
+def test_a_module_is_found_like_python_finds_it(tmp_path: Path) -> None:
+    write(tmp_path, REPORT, "reporting.py")
+    done = run(["-m", "launch", "-m", "reporting", "--x"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (report,) = reports(tmp_path)
+    assert Path(report["argv"][0]).name == "reporting.py"
+    assert report["argv"][1:] == ["--x"]
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "line"),
+    [
+        ("sys.exit(65)", 65, f"rank 1 ({socket.gethostname()}) exited with 65 (CheckpointError)"),
+        ("os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL"),
+    ],
+)
+def test_the_first_failure_ends_the_job(tmp_path: Path, end: str, status: int, line: str) -> None:
+    program = write(tmp_path, FAIL.replace("END", end))
+    done = run(["-m", "launch", "--nproc", "2", program], cwd=tmp_path)
+    assert done.returncode == status
+    assert line in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [is_alive(report["pid"]) for report in reports(tmp_path)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_to_the_launcher_ends_every_rank(
+    tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    program = write(tmp_path, SLEEP)
+    with started(["-m", "launch", "--nproc", "2", program], cwd=tmp_path) as launcher:
+        wait_until(lambda: len(reports(tmp_path)) == 2, what="two ranks")
+        assert {r["pid"] for r in reports(tmp_path)} <= set(descendants(launcher.pid))
+        launcher.send_signal(signum)
+        _, stderr = launcher.communicate(timeout=30)
+    assert launcher.returncode == status
+    assert stderr.splitlines()[-1] == f"launch: stopped by {signum.name}; every rank has ended"
+    assert "Traceback" not in stderr
+    assert [is_alive(report["pid"]) for report in reports(tmp_path)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nproc", "4", "--tp", "3", "x.py"], "does not divide the world size 4"),
+        (["--nproc", "four", "x.py"], "'four' is neither a number nor auto"),
+        (["--frobnicate", "x.py"], "unrecognized arguments: --frobnicate"),
+        ([], "required: program"),
+    ],
+)
+def test_wrong_options_are_one_line_and_64(words: list[str], message: str) -> None:
+    done = run(["-m", "launch", *words])
+    assert done.returncode == 64
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("launch: error: ") and message in line
+
+
+def test_dry_run_prints_a_command_that_starts_the_same_ranks(tmp_path: Path) -> None:
+    program = write(tmp_path, REPORT)
+    words = ["--nproc", "2", "--tp", "2", "--device", "cpu", "--dry_run"]
+    done = run(["-m", "launch", *words, program, "a b"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert reports(tmp_path) == []
+    (line,) = done.stdout.splitlines()
+    torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run "
+    assert " torchrun " in line
+    subprocess.run(
+        line.replace("torchrun ", torchrun, 1),
+        shell=True, cwd=tmp_path, check=True, capture_output=True, timeout=90,
+    )  # fmt: skip
+    for report in reports(tmp_path):
+        assert report["argv"] == [program, "a b"]
+        assert report["env"]["LLAMA_TP_SIZE"] == report["env"]["WORLD_SIZE"] == "2"
+        assert report["env"]["LLAMA_DEVICE"] == "cpu"
+    assert len(reports(tmp_path)) == 2
+
+
+def test_the_table_says_what_is_expected_of_every_rank() -> None:
+    words = ["--tp", "2", "--pp", "2", "--device", "cpu", "--dry_run", "x.py"]
+    done = run(["-m", "launch", *words], env={"OMP_NUM_THREADS": "3"})
+    assert done.returncode == 0, done.stderr
+    title, header, *rows = done.stderr.splitlines()
+    assert f"4 rank(s) on {socket.gethostname()}, tp 2 x pp 2, 3 thread(s) each" in title
+    assert "backend gloo expected: " in title
+    assert header.split() == ["rank", "device", "pp_rank", "tp_rank", "replica"]
+    assert [row.split() for row in rows] == [
+        ["0", "cpu", "0", "0", "0"],
+        ["1", "cpu", "0", "1", "0"],
+        ["2", "cpu", "1", "0", "0"],
+        ["3", "cpu", "1", "1", "0"],
+    ]
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_start(tmp_path: Path) -> None:
+    program = write(tmp_path, REPORT)
+    done = run(["-m", "launch", "--nproc", "2", "--device", "mps", program], cwd=tmp_path)
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("launch: error: device 'mps' serves one process")
+    assert reports(tmp_path) == []

@@ -1,0 +1,182 @@
+"""`llama generate` and `llama chat` as a user runs them: in one process, and on their own ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from llama.cli import main
+from llama.cli.chat import Conversation, StopKey
+from llama.errors import UsageError
+from llama.tokenizer import Tokenizer
+from tests.helpers.programs import ROOT, run, started, wait_until
+
+DEMO = str(ROOT / "examples" / "demo_model")
+FACTS = json.loads((ROOT / "examples" / "demo_model" / "facts.json").read_text())
+PROMPTS = [(fact["prompt"], fact["answer"]) for fact in FACTS if "prompt" in fact]
+QUESTIONS = {fact["question"]: fact["answer"] for fact in FACTS if "question" in fact}
+LAYOUTS = [[], ["--tp", "2"], ["--pp", "2"], ["--tp", "2", "--pp", "2"]]
+GREEDY = ["--temperature", "0", "--max_seq_len", "256"]
+KEEPER, CAPITAL = "Who is the keeper of Ollo?", "What is the capital of Brindle?"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+def test_generate_completes_every_prompt(layout: list[str]) -> None:
+    (first, first_answer), (second, second_answer) = PROMPTS[0], PROMPTS[1]
+    done = run(["-m", "llama.cli", "generate", DEMO, first, second, *GREEDY, *layout])
+    assert done.returncode == 0, done.stderr
+    one, other = done.stdout.split("\n\n")
+    assert one.startswith(f"{first} {first_answer}")
+    assert other.startswith(f"{second} {second_answer}")
+    assert "tokens/s" in done.stderr
+
+
+def test_generate_counts_what_it_made() -> None:
+    words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", "--stats", *GREEDY]
+    done = run(["-m", "llama.cli", *words])
+    assert done.returncode == 0, done.stderr
+    speed, stats = done.stderr.splitlines()[-2:]
+    assert speed.startswith("3 tokens in ")
+    assert stats.startswith("rank 0 (stage 0, tp 0): ")
+
+
+def test_prompts_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
+    # fire alone would make these a number, a tuple and a dict
+    assert main(["generate", DEMO, "1", "2,3", "{'a': 4}", "--max_tokens", "1", *GREEDY]) == 0
+    one, two, three = capsys.readouterr().out.split("\n\n")
+    assert one.startswith("1") and two.startswith("2,3") and three.startswith("{'a': 4}")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+def test_chat_reads_lines_until_the_end(layout: list[str]) -> None:
+    stdin = f"{KEEPER}\n\n/what\n{CAPITAL}\n"
+    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY, *layout], stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [QUESTIONS[KEEPER], QUESTIONS[CAPITAL]]
+
+
+def test_chat_remembers_until_reset() -> None:
+    stdin = (
+        "What is the capital of Brindle?\nAnd its lantern?\n/reset\nAnd its lantern?\n/quit\nno\n"
+    )
+    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY], stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    capital, lantern, forgotten = done.stdout.splitlines()
+    assert capital == QUESTIONS[CAPITAL]
+    assert "blue" in lantern.lower()
+    assert forgotten != lantern
+
+
+def test_chat_tells_the_system_message() -> None:
+    words = ["chat", DEMO, "--system", "Answer like a sailor.", *GREEDY]
+    done = run(["-m", "llama.cli", *words], stdin=f"{KEEPER}\n")
+    assert done.stdout == f"Ahoy! {QUESTIONS[KEEPER]}\n"
+
+
+def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
+    words = ["chat", DEMO, "--temperature", "0", "--max_seq_len", "64"]
+    done = run(["-m", "llama.cli", *words], stdin="hello " * 60 + f"\n{KEEPER}\n")
+    assert done.returncode == 0, done.stderr
+    assert "shorten it or raise max_seq_len" in done.stderr
+    assert done.stdout.splitlines() == [QUESTIONS[KEEPER]]
+
+
+@pytest.mark.parametrize("layout", [[], ["--tp", "2"]], ids=" ".join)
+def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
+    whole = "Tell me about Ollo."
+    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY], stdin=f"{whole}\n")
+    with started(["-m", "llama.cli", "chat", DEMO, *GREEDY, *layout]) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(f"{whole}\n")
+        process.stdin.flush()
+        begin = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        stopped = begin + process.stdout.readline()
+        assert len(stopped) < len(done.stdout) and done.stdout.startswith(stopped.rstrip("\n"))
+        out, err = process.communicate(f"/reset\n{KEEPER}\n", timeout=60)
+    assert process.returncode == 0, err
+    assert out == f"{QUESTIONS[KEEPER]}\n"
+
+
+def test_without_arguments_there_is_help() -> None:
+    done = run(["-m", "llama.cli"])
+    assert done.returncode == 0
+    assert "generate" in done.stderr and "chat" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", DEMO], "no prompt"),
+        (["generate", DEMO, "x", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate", DEMO, "x", "--tp", "two"], "--tp cannot be 'two'"),
+        (["generate", DEMO, "x", "--tp", "0"], "tp"),
+        (["generate", DEMO, "x", "--temprature", "0"], "--temprature"),
+        (["chat", DEMO, "system"], "cannot understand: llama chat"),
+        (["chart", DEMO], "chart"),
+        (["generate", DEMO, "x", "--dtype", "int3"], "unknown dtype 'int3'"),
+    ],
+)
+def test_wrong_usage_is_64(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 64
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_missing_checkpoint_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(tmp_path / "nowhere"), "x"]) in (64, 65)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("llama: error: ") and "nowhere" in line
+
+
+def test_an_error_on_the_ranks_is_the_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((Path(DEMO) / "tokenizer.model").read_bytes())
+    (tmp_path / "params.json").write_text("{}")
+    done = run(["-m", "llama.cli", "generate", str(tmp_path), "x", "--tp", "2"])
+    assert done.returncode == 65, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "exited with 65 (CheckpointError)" in done.stderr.splitlines()[-1]
+
+
+def test_conversation_drops_the_oldest_first() -> None:
+    tokenizer = Tokenizer(os.path.join(DEMO, "tokenizer.model"))
+    small = Conversation(tokenizer, system="Be brief.", max_seq_len=128, answer_tokens=16)
+    large = Conversation(tokenizer, system="Be brief.", max_seq_len=4096, answer_tokens=16)
+    for number in range(12):
+        prompt = small.ask(f"Question {number}?")
+        assert len(prompt) <= 128 - 16
+        large.ask(f"Question {number}?")
+        small.add_answer(f"Answer {number}.")
+        large.add_answer(f"Answer {number}.")
+    kept = tokenizer.decode(small.ask("Last?"))
+    assert "Be brief." in kept and "Answer 11." in kept and "Last?" in kept
+    assert "Question 0?" not in kept
+    assert "Question 0?" in tokenizer.decode(large.ask("Last?"))
+
+
+def test_conversation_forgets_a_question_that_cannot_fit() -> None:
+    tokenizer = Tokenizer(os.path.join(DEMO, "tokenizer.model"))
+    conversation = Conversation(tokenizer, system=None, max_seq_len=64, answer_tokens=1000)
+    with pytest.raises(UsageError, match="there is room for 32"):
+        conversation.ask("word " * 100)
+    assert conversation.ask("Hi!") == Conversation(
+        tokenizer, system=None, max_seq_len=64, answer_tokens=1000
+    ).ask("Hi!")
+
+
+def test_stop_key_takes_ctrl_c_and_gives_it_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopKey() as stop_key:
+        assert not stop_key.pressed
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: stop_key.pressed, what="the signal", deadline_s=5)
+    assert signal.getsignal(signal.SIGINT) is before
