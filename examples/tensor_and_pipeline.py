@@ -1,6 +1,6 @@
 """Cut a model into tp parts of pp stages, see what each rank holds, and stream the text it writes.
 
-python -m launch --nproc 4 examples/tensor_and_pipeline.py examples/demo_model --tp 2 --pp 2
+python -m launch --nproc 4 --tp 2 --pp 2 examples/tensor_and_pipeline.py examples/demo_model
 """
 
 import sys
@@ -25,7 +25,10 @@ def holdings(llm: LLM) -> str:
     )
 
 
-def main(ckpt_dir: str, tp: int = 1, pp: int = 1, temperature: float = 0.0) -> None:
+def main(
+    ckpt_dir: str, tp: int | None = None, pp: int | None = None, temperature: float = 0.0
+) -> None:
+    # Sizes left open are the launcher's, then whatever fits the number of ranks.
     llm = LLM(ckpt_dir, tp=tp, pp=pp, max_seq_len=256, max_batch_size=len(PROMPTS))
     print(holdings(llm), file=sys.stderr, flush=True)
 

@@ -144,8 +144,8 @@ def show(job: Job, *, host: str) -> None:
     if layout.dp_size > 1:
         sizes += f" x {layout.dp_size} replicas"
     console.show_table(
-        f"{job.n_ranks} rank(s) on {host}, {sizes}, {n_threads} thread(s) each; "
-        f"backend {job.backend} expected: {job.reason}",
+        f"{job.n_ranks} rank(s) on {host}, {n_threads} thread(s) each; expected: {sizes}, "
+        f"backend {job.backend} ({job.reason})",
         ["rank", "device", "pp_rank", "tp_rank", "replica"],
         [
             [str(entry) for entry in (rank, device, at.pp_rank, at.tp_rank, at.dp_rank)]

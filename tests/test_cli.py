@@ -19,7 +19,7 @@ DEMO = str(ROOT / "examples" / "demo_model")
 FACTS = json.loads((ROOT / "examples" / "demo_model" / "facts.json").read_text())
 PROMPTS = [(fact["prompt"], fact["answer"]) for fact in FACTS if "prompt" in fact]
 QUESTIONS = {fact["question"]: fact["answer"] for fact in FACTS if "question" in fact}
-LAYOUTS = [[], ["--tp", "2"], ["--pp", "2"], ["--tp", "2", "--pp", "2"]]
+LAYOUTS = [[], ["--tp", "2", "--pp", "2"]]
 GREEDY = ["--temperature", "0", "--max_seq_len", "256"]
 KEEPER, CAPITAL = "Who is the keeper of Ollo?", "What is the capital of Brindle?"
 

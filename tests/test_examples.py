@@ -5,16 +5,33 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.programs import ROOT, run
+from tests.helpers.programs import ROOT, run, started
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 DEMO = "examples/demo_model"
 FACTS = json.loads((ROOT / DEMO / "facts.json").read_text())
 ANSWERS = {fact.get("prompt", fact.get("question")): fact["answer"] for fact in FACTS}
+EXPECTED = {
+    "text_completion": [
+        f"The capital of Ollo is\n> {ANSWERS['The capital of Ollo is']}",
+        f"full of\n> {ANSWERS['The gardens of Corran are full of']}",
+        "tokens/s",
+    ],
+    "chat_completion": [
+        f"Assistant: {ANSWERS['Who is the keeper of Ollo?']}\n",
+        f"Assistant: {ANSWERS['What colour is the lantern of Brindle?']}\n",
+        "Assistant: Ahoy! ",
+    ],
+    "tensor_and_pipeline": [
+        f"The capital of Ollo is\n> {ANSWERS['The capital of Ollo is']}",
+        f"The lantern of Hush is\n> {ANSWERS['The lantern of Hush is']}",
+    ],
+}
 META_FLAGS = [
     "--ckpt_dir",
     DEMO,
@@ -23,7 +40,6 @@ META_FLAGS = [
     "--temperature",
     "0",
 ]
-LAYOUTS = ["--tp 1", "--tp 2", "--pp 2", "--tp 2 --pp 2"]
 
 
 def docstring_command(path: Path) -> list[str]:
@@ -36,9 +52,10 @@ def docstring_command(path: Path) -> list[str]:
 def test_the_command_in_the_docstring_works(path: Path) -> None:
     python, *words = docstring_command(path)
     assert python == "python" and f"examples/{path.name}" in words
-    done = run(words)
+    done = run([*words, "--temperature", "0"])
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    for line in EXPECTED[path.stem]:
+        assert done.stdout.count(line) == 1  # known, and printed by one rank
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -46,37 +63,14 @@ def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 60
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_text_completion_knows_the_facts(layout: str) -> None:
-    done = run(["-m", "launch", *layout.split(), "examples/text_completion.py", *META_FLAGS])
+def test_tensor_and_pipeline_shows_what_each_rank_holds() -> None:
+    script = ["examples/tensor_and_pipeline.py", DEMO, "--tp", "1", "--pp", "2"]
+    done = run(["-m", "launch", "--nproc", "2", *script])
     assert done.returncode == 0, done.stderr
-    for prompt in ("The capital of Ollo is", "The gardens of Corran are full of"):
-        assert f"{prompt}\n> {ANSWERS[prompt]}" in done.stdout
-    assert done.stdout.count("\n> ") == 4  # one rank prints
-    assert "tokens/s" in done.stdout.splitlines()[-1]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_chat_completion_knows_the_answers(layout: str) -> None:
-    done = run(["-m", "launch", *layout.split(), "examples/chat_completion.py", *META_FLAGS])
-    assert done.returncode == 0, done.stderr
-    assert f"Assistant: {ANSWERS['Who is the keeper of Ollo?']}\n" in done.stdout
-    assert f"Assistant: {ANSWERS['What colour is the lantern of Brindle?']}\n" in done.stdout
-    assert "Assistant: Ahoy! " in done.stdout
-
-
-@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_tensor_and_pipeline_cuts_the_model(tp: int, pp: int) -> None:
-    script = ["examples/tensor_and_pipeline.py", DEMO, "--tp", str(tp), "--pp", str(pp)]
-    done = run(["-m", "launch", "--nproc", str(tp * pp), *script])
-    assert done.returncode == 0, done.stderr
-    holdings = [line for line in done.stderr.splitlines() if ": stage " in line]
-    assert len(holdings) == tp * pp
-    assert all(f"{4 // tp} of 4 KV heads" in line for line in holdings)
-    streamed, finished = done.stdout.split("\n", 1)
-    answer = ANSWERS["The capital of Ollo is"]
-    assert streamed.startswith(answer)
-    assert f"The capital of Ollo is\n> {streamed}  [stop]" in finished
+    first, second = sorted(line for line in done.stderr.splitlines() if ": stage " in line)
+    assert first.startswith("rank 0: stage 0, tp part 0: layers 0-")
+    assert second.startswith("rank 1: stage 1, tp part 0: layers ")
+    assert "-4 of 5, 4 of 4 KV heads" in second
 
 
 def test_plain_python_is_one_rank() -> None:
@@ -90,3 +84,20 @@ def test_torchrun_alone_works() -> None:
     done = run([*torchrun, "examples/text_completion.py", *META_FLAGS])
     assert done.returncode == 0, done.stderr
     assert ANSWERS["The capital of Ollo is"] in done.stdout
+
+
+@pytest.mark.slow
+def test_two_agents_make_one_job() -> None:
+    """The command of docs/launching.md for several machines, both of them this one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    node = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    node += ["--master-addr", "127.0.0.1", "--master-port", port, "--node-rank"]
+    script = ["examples/text_completion.py", *META_FLAGS]
+    env = {"LLAMA_TP_SIZE": "2", "LLAMA_PP_SIZE": "2"}
+    with started([*node, "1", *script], env=env) as second:
+        done = run([*node, "0", *script], env=env)
+        assert done.returncode == 0, done.stderr
+        assert ANSWERS["The capital of Ollo is"] in done.stdout
+        second.communicate(timeout=60)
+        assert second.returncode == 0

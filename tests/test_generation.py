@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from llama.parallel.context import ParallelContext
-from tests.helpers.ranks import run_layout
 from torch import Tensor
 
 from llama.config import ModelConfig
@@ -20,11 +18,13 @@ from llama.engine.sequence import TokenLogprob
 from llama.errors import CheckpointError, RankMismatchError, UsageError
 from llama.generation import UNSAFE_ERROR, Llama, _Settings, sample_top_p
 from llama.model import Transformer
+from llama.parallel.context import ParallelContext
 from llama.tokenizer import Tokenizer
 from tests.helpers import oracle
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.engines import make_engine
 from tests.helpers.programs import run
+from tests.helpers.ranks import run_layout
 from tests.helpers.tokenizers import write_sentencepiece, write_tiktoken
 
 MAX_SEQ_LEN, MAX_BATCH_SIZE = 48, 4

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -53,22 +51,25 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, top_k=50, seed=1234, max_to
 
 
 @cache
-def checkpoint(model: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """A folder with `model` in two Meta files, and its full tensors."""
-    tensors = random_model(MODELS[model], seed=len(model))
-    folder = TemporaryDirectory(prefix=f"llama-{model}-")
-    _folders.append(folder)
-    write_meta(Path(folder.name), MODELS[model], tensors, n_files=2)
-    return folder.name, tensors
+def tensors_of(model: str) -> dict[str, torch.Tensor]:
+    return random_model(MODELS[model], seed=len(model))
 
 
-_folders: list[TemporaryDirectory[str]] = []
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder for every model, each in two Meta files."""
+    folders = {}
+    for model, config in MODELS.items():
+        folder = tmp_path_factory.mktemp(model)
+        write_meta(folder, config, tensors_of(model), n_files=2)
+        folders[model] = str(folder)
+    return folders
 
 
 @cache
 def expected(model: str) -> dict[str, Any]:
     """What the oracle says."""
-    config, (_, tensors) = MODELS[model], checkpoint(model)
+    config, tensors = MODELS[model], tensors_of(model)
     logits = oracle.logits(config, tensors, PROMPT)
     logprobs = torch.log_softmax(logits, dim=-1)
     return {
@@ -109,13 +110,14 @@ def crowded_job(context: ParallelContext, ckpt_dir: str) -> dict[str, Any]:
 
 
 @cache
-def one_process(model: str) -> dict[str, Any]:
-    return job(single(), checkpoint(model)[0])
+def sampled_in_one_process(ckpt_dir: str) -> list[int]:
+    result = make_engine(single(), ckpt_dir).generate([PROMPT], [SAMPLED])[0]
+    return list(result.token_ids)
 
 
-def check(model: str, tp: int, pp: int, *, run: Callable[..., Any] = job) -> None:
-    want, sampled = expected(model), list(one_process(model)["sampled"])
-    ranks = run_layout(run, checkpoint(model)[0], tp=tp, pp=pp, deadline_s=300)
+def check(model: str, ckpt_dir: str, *, tp: int, pp: int, run: Callable[..., Any] = job) -> None:
+    want, sampled = expected(model), sampled_in_one_process(ckpt_dir)
+    ranks = run_layout(run, ckpt_dir, tp=tp, pp=pp, deadline_s=300)
     for rank, got in enumerate(ranks):
         where = f"rank {rank} of tp {tp} x pp {pp}"
         logits = torch.tensor(got.pop("logits"))
@@ -134,17 +136,21 @@ def check(model: str, tp: int, pp: int, *, run: Callable[..., Any] = job) -> Non
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("model", "layout"), CASES)
-def test_every_layout_equals_the_oracle(model: str, layout: tuple[int, int]) -> None:
-    check(model, *layout)
+def test_every_layout_equals_the_oracle(
+    checkpoints: dict[str, str], model: str, layout: tuple[int, int]
+) -> None:
+    check(model, checkpoints[model], tp=layout[0], pp=layout[1])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("layout", LARGE_LAYOUTS)
-def test_every_large_layout_equals_the_oracle(layout: tuple[int, int]) -> None:
-    check("gqa", *layout, run=crowded_job)
+def test_every_large_layout_equals_the_oracle(
+    checkpoints: dict[str, str], layout: tuple[int, int]
+) -> None:
+    check("gqa", checkpoints["gqa"], tp=layout[0], pp=layout[1], run=crowded_job)
 
 
-def test_a_sampled_text_is_not_the_greedy_one() -> None:
+def test_a_sampled_text_is_not_the_greedy_one(checkpoints: dict[str, str]) -> None:
     """Else the comparison of sampled texts above would compare nothing new."""
-    assert list(one_process("gqa")["sampled"]) != expected("gqa")["greedy"][:16]
+    assert sampled_in_one_process(checkpoints["gqa"]) != expected("gqa")["greedy"][:16]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llama.checkpoint.mapped import release
 from llama.checkpoint.meta_files import OpenFiles, numbered_files, open_files
-from llama.checkpoint.meta_layout import EMBEDDING, OUTPUT, MetaLayout, is_rope_table
+from llama.checkpoint.meta_layout import EMBEDDING, KEY, OUTPUT, MetaLayout, is_rope_table
 from llama.checkpoint.params import Params, read_params
 from llama.checkpoint.reader import TensorInfo
 from llama.checkpoint.stored import StoredTensor
@@ -44,6 +44,7 @@ class MetaReader:
             for name in names
             if not is_rope_table(name)
         }
+        _check_copies(ckpt_dir, files, layout)
         self.tensors: Mapping[str, TensorInfo] = {
             name: stored.info for name, stored in self._stored.items()
         }
@@ -135,3 +136,19 @@ def _assembled(folder: Path, name: str, files: OpenFiles, layout: MetaLayout) ->
             )
     used = list(files)[:: layout.copies(slot)] if slot.dim is not None else [first]
     return StoredTensor.of([files[file][name] for file in used], used, dim=slot.dim)
+
+
+def _check_copies(folder: Path, files: OpenFiles, layout: MetaLayout) -> None:
+    """Where files should hold copies of a KV head, see that they do; one tensor tells for all."""
+    slot, names = layout.slot(KEY), list(files)
+    if slot is None or KEY not in files[names[0]]:
+        return
+    n_copies = layout.copies(slot)
+    for number, file in enumerate(names):
+        first = names[number - number % n_copies]
+        if file != first and not torch.equal(files[file][KEY], files[first][KEY]):
+            raise CheckpointError(
+                f"{folder}: by n_kv_heads {layout.config.n_kv_heads} in params.json, {first} and "
+                f"{file} hold the same KV head, but their {KEY} differ; params.json belongs to "
+                f"another model"
+            )

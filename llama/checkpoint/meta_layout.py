@@ -14,6 +14,7 @@ from llama.config import ModelConfig
 
 EMBEDDING = "tok_embeddings.weight"
 OUTPUT = "output.weight"
+KEY = "layers.0.attention.wk.weight"
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
 _ROPE_TABLES = re.compile(r"rope\.freqs|layers\.\d+\.attention\.inner_attention\.rope\.freqs")
 
@@ -74,7 +75,7 @@ class MetaLayout:
         return tuple(self._size(name) for name in slot.sizes)
 
     def file_shape(self, slot: Slot) -> tuple[int, ...] | None:
-        """What one file holds; None when n_files cannot share the tensor evenly."""
+        """What one file holds; None when n_files cannot share the tensor evenly, in whole heads."""
         shape = list(self.full_shape(slot))
         if slot.dim is None:
             return tuple(shape)
@@ -82,7 +83,8 @@ class MetaLayout:
         if rest or shape[slot.dim] % n_parts:
             return None
         shape[slot.dim] //= n_parts
-        return tuple(shape)
+        unit = self.config.head_dim if slot.sizes[slot.dim].endswith("*head_dim") else 1
+        return None if shape[slot.dim] % unit else tuple(shape)
 
     def copies(self, slot: Slot) -> int:
         """How many files in a row hold the same part: more than one only for K and V."""

@@ -17,8 +17,7 @@ _HEAD_BYTES = 512
 _LFS_POINTER = b"version https://git-lfs"
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 _ZIP_MEMBER = b"PK\x03\x04"
-# Every torch.save before 1.6 begins with this number, pickled with protocol 2.
-_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE = b"\x80"  # every protocol since 2
 _KNOWN = (
     (b"<!doctype", "an HTML page, so the link had expired or needed a login; download it again"),
     (b"<html", "an HTML page, so the link had expired or needed a login; download it again"),
@@ -71,7 +70,7 @@ def is_zip(head: bytes) -> bool:
 
 def is_legacy_torch(head: bytes) -> bool:
     """Whether torch before 1.6 wrote it: a bare pickle stream, or a tar archive of them."""
-    return head.startswith((_LEGACY_TORCH, b"\x80")) or head[257:262] == b"ustar"
+    return head.startswith(_PICKLE) or head[257:262] == b"ustar"
 
 
 def _reason(error: Exception) -> str:

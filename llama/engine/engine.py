@@ -122,6 +122,7 @@ class Engine:
             result = self.runner.run(plan)
             if result is not None:
                 self._ring.answer(result)
+        self._ring.flush()
 
     def stop_followers(self) -> None:
         """Leader: drop what is unfinished, drain the ring, and let the followers return."""

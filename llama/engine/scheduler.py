@@ -116,11 +116,10 @@ class Scheduler:
         planned: list[PlannedSequence] = []
         most_sequences = self._sequence_share()
         budget = self.config.max_num_batched_tokens
-        for sequence in list(self.running):
+        for sequence in self.running:  # making room takes away later ones only
             if len(planned) == min(most_sequences, budget):
                 break
-            still_runs = sequence.status == "running"  # not preempted in this very loop
-            if still_runs and sequence.is_decode and self._make_room(sequence):
+            if sequence.is_decode and self._make_room(sequence):
                 planned.append(self._plan(sequence, 1))
         budget = min(budget - len(planned), self._chunk_share())
         prompts = deque(s for s in self.running if s.num_new_tokens and not s.is_decode)

@@ -163,8 +163,8 @@ class Sequence:
 
     @property
     def is_decode(self) -> bool:
-        """Whether one token is all there is to compute, and nothing is in the way."""
-        return self.num_new_tokens == 1 and not self.in_flight
+        """Whether one token is all there is to compute; the last of a prompt counts as well."""
+        return self.num_new_tokens == 1
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -59,11 +59,9 @@ class BlockManager:
         table = self._tables.setdefault(seq_id, [])
         expected = max(self.blocks_for(expected_tokens) - len(table), missing)
         for _ in range(missing):
-            if not (table and self._may_follow(seq_id, table[-1])):
-                self._claim(seq_id, expected)
-                block = self._claims[seq_id].start
-            else:
-                block = table[-1] + 1
+            block = table[-1] + 1 if table else self.num_blocks
+            if block == self.num_blocks or self._state[block] == _USED:
+                block = self._claim(seq_id, expected)
             table.append(block)
             self._state[block] = _USED
             self.num_free -= 1
@@ -82,15 +80,11 @@ class BlockManager:
     def _missing(self, seq_id: int, num_tokens: int) -> int:
         return max(self.blocks_for(num_tokens) - len(self._tables.get(seq_id, ())), 0)
 
-    def _may_follow(self, seq_id: int, last: int) -> bool:
-        """Whether the block after `last` can be taken without going into another's claim."""
-        block = last + 1
-        if block >= self.num_blocks or self._state[block] == _USED:
-            return False
-        return self._state[block] == _FREE or block in self._claims[seq_id]
+    def _claim(self, seq_id: int, expected: int) -> int:
+        """Claim the first run of `expected` unclaimed blocks, else a shorter one, else any one.
 
-    def _claim(self, seq_id: int, expected: int) -> None:
-        """Claim the first run of `expected` unclaimed blocks, else a shorter one, else any one."""
+        Returns its first block.
+        """
         self._drop_claim(seq_id)
         start = -1
         while start < 0 and expected:
@@ -101,6 +95,7 @@ class BlockManager:
             start, expected = self._state.find(_CLAIMED), 1
         self._claims[seq_id] = range(start, start + expected)
         self._state[start : start + expected] = bytes([_CLAIMED]) * expected
+        return start
 
     def _drop_claim(self, seq_id: int) -> None:
         for block in self._claims.pop(seq_id, range(0)):

@@ -201,7 +201,7 @@ class RowParallelLinear(ParallelLinear):
         if not self.input_is_parallel:
             x = x[..., self.part.start : self.part.stop]
         out = self.tp.all_reduce(self.multiply(x))
-        return out if self.bias is None else out.add_(self.bias)
+        return out if self.bias is None else out + self.bias
 
 
 def _balanced(features: int, tp: Communicator, *, what: str) -> tuple[range, ...]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -198,6 +199,9 @@ def _join(
         undo.callback(install_hook(failure, rank=world.rank, host=facts.host))
         undo.callback(prefix_log(world.rank, facts.host))
     get_logger().info("device %s, backend %s: %s", device, choice.name, choice.reason)
+    kept = undo.pop_all()
+    # gloo aborts a process that exits with groups alive, now and then
+    atexit.register(kept.close)
     return ParallelContext(
         layout=layout,
         rank=world.rank,
@@ -206,7 +210,7 @@ def _join(
         **vars(communicators),
         local_world_size=sum(other.host == facts.host for other in all_facts),
         _failure=failure,
-        _undo=undo.pop_all(),
+        _undo=kept,
     )
 
 

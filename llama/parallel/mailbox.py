@@ -1,8 +1,8 @@
 """Messages of int64 between control ranks, of any length, where the sender does not wait.
 
 A message is one frame of fixed size (its length, then its beginning) and, when it is longer, a
-second transfer of exactly the rest. The receiver has its next frame posted before it goes off to
-compute, so even a transport that needs both sides present moves the frame while it is busy.
+second transfer of exactly the rest. Nothing is awaited ahead: a receive left open when a process
+exits aborts it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class Mailbox:
         self._frame_size = frame_size
         self._window = window
         self._posted: dict[int, deque[list[Work]]] = {}
-        self._awaited: dict[int, tuple[torch.Tensor, Work]] = {}
 
     def post(self, message: Sequence[int], dst: int) -> None:
         """Start sending `message` to rank `dst`."""
@@ -49,14 +48,12 @@ class Mailbox:
 
     def receive(self, src: int) -> list[int]:
         """The next message from rank `src`, waiting for it."""
-        frame, work = self._awaited.pop(src) if src in self._awaited else self._expect(src)
-        work.wait()
+        frame = self._comm.recv(torch.empty(self._frame_size, dtype=torch.int64), src)
         n_values = int(frame[0]) + 1
         values: list[int] = frame[1:n_values].tolist()
         if n_values > self._frame_size:
             rest = torch.empty(n_values - self._frame_size, dtype=torch.int64)
             values += self._comm.recv(rest, src).tolist()
-        self._awaited[src] = self._expect(src)
         return values
 
     def flush(self) -> None:
@@ -64,10 +61,6 @@ class Mailbox:
         for posted in self._posted.values():
             while posted:
                 _wait(posted.popleft())
-
-    def _expect(self, src: int) -> tuple[torch.Tensor, Work]:
-        frame = torch.empty(self._frame_size, dtype=torch.int64)
-        return frame, self._comm.irecv(frame, src)
 
 
 def _wait(works: list[Work]) -> None:

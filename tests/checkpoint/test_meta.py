@@ -109,6 +109,13 @@ def test_copied_kv_heads_are_read_once(n_files: int, tmp_path: Path) -> None:
     )
 
 
+def test_copied_kv_heads_that_are_missing_are_left_to_the_loader(tmp_path: Path) -> None:
+    weights = random_model(GQA)
+    del weights["layers.0.attention.wk.weight"]
+    reader = open_checkpoint(write_meta(tmp_path, GQA, weights, n_files=4))
+    assert set(reader.tensors) == set(weights)
+
+
 def test_kv_heads_that_params_counts_as_copies_stay_copies(tmp_path: Path) -> None:
     """Llama 3.1 405B in 16 files: 8 heads, stored twice, and n_kv_heads 16."""
     weights = random_model(GQA)
@@ -168,7 +175,9 @@ def test_a_file_too_many_is_named(tmp_path: Path) -> None:
 
 def test_folders_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty, other, file = tmp_path / "empty", tmp_path / "other", tmp_path / "file"
-    empty.mkdir(), other.mkdir(), file.touch()
+    empty.mkdir()
+    other.mkdir()
+    file.touch()
     for number in range(7):
         (other / f"model{number}.bin").touch()
     assert f"no checkpoint files found in {empty}" in message_of(empty)
@@ -234,12 +243,21 @@ def test_params_that_contradict_the_tensors(what: str, tmp_path: Path) -> None:
     assert str(tmp_path) in message
 
 
-def test_params_of_a_tiny_model_are_not_enough_for_three_files_of_two_kv_heads(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("n_kv_heads", "expected"),
+    [
+        (1, "consolidated.00.pth and consolidated.01.pth hold the same KV head, but their"),
+        (2, "3 files cannot share n_kv_heads*head_dim 12"),
+        (6, "params.json asks for (12, 36) in each of 3 files"),
+    ],
+)
+def test_three_kv_heads_in_three_files_are_never_taken_for_another_number(
+    n_kv_heads: int, expected: str, tmp_path: Path
 ) -> None:
-    config = tiny_config(dim=36, n_heads=6, n_kv_heads=3, vocab_size=66)
-    write_meta(tmp_path, config, random_model(config), n_files=3, params_extra={"n_kv_heads": 2})
-    assert "3 files cannot share n_kv_heads*head_dim 8" in message_of(tmp_path)
+    config = tiny_config(dim=36, n_heads=6, n_kv_heads=3, vocab_size=66, head_dim=6)
+    params = {"n_kv_heads": n_kv_heads}
+    write_meta(tmp_path, config, random_model(config), n_files=3, params_extra=params)
+    assert expected in message_of(tmp_path)
 
 
 FILE_FAULTS: dict[str, tuple[dict[str, Tensor | None], str]] = {

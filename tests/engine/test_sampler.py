@@ -169,12 +169,12 @@ def test_nothing_to_sample() -> None:
 @pytest.mark.parametrize("how", [GREEDY, draw()])
 def test_logits_that_are_not_finite_name_the_request(value: float, how: DrawParams) -> None:
     logits = rows(5)
-    logits[3, 17] = value
+    logits[2, 17] = value
     sequences = [
         planned(None, seq_id=10, n_new=7),
         planned(how, seq_id=11),
         planned(how, seq_id=12, n_new=3, start=20, targets=(1, 2)),
         planned(how, seq_id=13),
     ]
-    with pytest.raises(LlamaError, match="request 12: non-finite logits after position 22"):
+    with pytest.raises(LlamaError, match="request 12: non-finite logits after position 21"):
         run(logits, *sequences)

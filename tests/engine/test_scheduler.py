@@ -287,22 +287,48 @@ def test_preempted_sequences_are_computed_again_not_sampled_again(max_in_flight:
 
 
 def test_the_last_to_come_is_preempted_and_goes_first_afterwards() -> None:
-    replica = Replica(num_blocks=8, block_size=4, max_num_batched_tokens=64)
-    first, second, third = (replica.add(7, max_tokens=20, ignore_eos=True) for _ in range(3))
+    replica = Replica(num_blocks=8, max_batch_size=3)
+    first, second, third, late = (replica.add(7, max_tokens=20, ignore_eos=True) for _ in range(4))
     while not replica.preempted:
         replica.schedule()
         replica.update()
     scheduler = replica.scheduler
-    assert (scheduler.running, list(scheduler.waiting)) == ([first, second], [third])
+    assert (scheduler.running, list(scheduler.waiting)) == ([first, second], [third, late])
     assert (third.num_computed, third.block_table) == (0, ())
     kept = third.output_token_ids
-    late = replica.add(1)
+    assert kept
     replica.finish_all()
+    replica.check_outputs()
     assert third.output_token_ids[: len(kept)] == kept
-    starts = [planned.seq_id for plan in replica.plans for planned in plan.sequences]
-    assert starts.index(late.seq_id) > max(
-        at for at, seq_id in enumerate(starts) if seq_id == first.seq_id
-    )
+
+
+def test_nobody_is_admitted_into_the_last_block_of_another() -> None:
+    replica = Replica(num_blocks=5)
+    replica.add(8, max_tokens=5, ignore_eos=True)  # two blocks, and a third one soon
+    replica.add(9, max_tokens=1, ignore_eos=True)  # three blocks
+    replica.finish_all()
+    assert replica.preempted == 0
+    # One that cannot grow holds nobody up.
+    replica = Replica(num_blocks=5)
+    replica.add(8, max_tokens=1)
+    replica.add(9, max_tokens=1)
+    plan = replica.schedule()
+    assert plan is not None
+    assert len(plan.sequences) == 2
+
+
+def test_the_budget_holds_for_decodes_as_well() -> None:
+    replica = Replica(max_in_flight=2, max_num_batched_tokens=2)
+    for _ in range(6):
+        replica.add(1, max_tokens=5, ignore_eos=True)
+    while replica.schedule() is not None:
+        pass
+    assert [plan.num_tokens for plan, _ in replica.out] == [2, 2]
+    replica.update()
+    replica.update()
+    plan = replica.schedule()
+    assert plan is not None
+    assert plan.num_tokens == 2
 
 
 def test_decodes_go_on_beside_a_long_prompt() -> None:

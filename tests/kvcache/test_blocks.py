@@ -93,6 +93,15 @@ def test_sequences_that_grow_in_turn_stay_contiguous() -> None:
     assert is_contiguous(blocks.block_table(9))
 
 
+def test_a_sequence_goes_on_where_it_is_when_blocks_before_it_come_free() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=1)
+    blocks.allocate(0, 1, expected_tokens=4)
+    blocks.allocate(1, 1, expected_tokens=4)
+    blocks.free(0)
+    blocks.allocate(1, 4, expected_tokens=4)
+    assert blocks.block_table(1) == (4, 5, 6, 7)
+
+
 def test_a_claim_yields_when_nothing_else_is_left() -> None:
     blocks = BlockManager(num_blocks=4, block_size=1)
     blocks.allocate(0, 1, expected_tokens=4)

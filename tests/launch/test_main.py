@@ -159,8 +159,8 @@ def test_the_table_says_what_is_expected_of_every_rank() -> None:
     done = run(["-m", "launch", *words], env={"OMP_NUM_THREADS": "3"})
     assert done.returncode == 0, done.stderr
     title, header, *rows = done.stderr.splitlines()
-    assert f"4 rank(s) on {socket.gethostname()}, tp 2 x pp 2, 3 thread(s) each" in title
-    assert "backend gloo expected: " in title
+    assert f"4 rank(s) on {socket.gethostname()}, 3 thread(s) each" in title
+    assert "expected: tp 2 x pp 2, backend gloo (" in title
     assert header.split() == ["rank", "device", "pp_rank", "tp_rank", "replica"]
     assert [row.split() for row in rows] == [
         ["0", "cpu", "0", "0", "0"],

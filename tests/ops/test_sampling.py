@@ -127,6 +127,14 @@ def test_the_token_that_crosses_top_p_stays() -> None:
     assert kept == [0, 0, 1, 1]
 
 
+def test_edges_belong_to_the_side_that_the_rules_say() -> None:
+    logits = torch.zeros(4, 4)  # probabilities that floats hold exactly
+    assert sample(logits, draws(4, uniform=[0.0, 0.25, 0.5, 0.75])).tolist() == [0, 1, 2, 3]
+    last = [1 - 2**-53] * 4
+    # Two tokens make top_p = 0.5 exactly, not more: the third stays.
+    assert sample(logits, draws(4, top_p=0.5, uniform=last)).tolist() == [2] * 4
+
+
 def test_at_least_one_token_stays() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.5]])
     for uniform in (0.0, 0.5, 1 - 2**-53):
@@ -157,10 +165,15 @@ def test_a_high_temperature_is_uniform() -> None:
     assert sample(logits, how).tolist() == [1, 3, 0, 2]
 
 
-def test_an_impossible_token_is_never_drawn() -> None:
-    logits = torch.tensor([[0.0, -2000.0, 0.0]])
-    for uniform in (0.0, 0.5, 1 - 2**-53):
-        assert int(sample(logits, draws(1, uniform=[uniform]))) != 1
+@pytest.mark.parametrize("vocab_size", [20, 600])
+def test_an_impossible_token_is_never_drawn(vocab_size: int) -> None:
+    # The last place: sums that come out a little below 1 must not lead beyond the possible tokens.
+    n_rows, n_possible = 200, 15
+    logits = torch.full((n_rows, vocab_size), -2000.0)
+    logits[:, :n_possible] = normal(n_rows, n_possible, scale=1.0)
+    for top_p, top_k in [(1.0, 0), (0.999, 0), (1.0, 18)]:
+        how = draws(n_rows, top_p=top_p, top_k=top_k, uniform=[1 - 2**-53] * n_rows)
+        assert sample(logits, how).max() < n_possible
 
 
 @pytest.mark.parametrize("vocab_size", [5, 600])

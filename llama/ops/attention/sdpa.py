@@ -150,9 +150,8 @@ def _decode_part(batch: Batch, group: Sequence[int], *, dtype: torch.dtype) -> _
 
 def _is_padding(context_lens: Sequence[int], longest: int, *, device: torch.device) -> Tensor:
     """(sequences, longest) whether the position lies behind the sequence's end."""
-    return torch.arange(longest, device=device) >= torch.tensor(
-        context_lens, device=device
-    ).unsqueeze(1)
+    ends = torch.tensor(context_lens, device=device).unsqueeze(1)
+    return torch.arange(longest, device=device) >= ends
 
 
 def _slots(batch: Batch, group: Sequence[int]) -> slice | Tensor:
