@@ -83,9 +83,9 @@ def launch(request: LaunchRequest, *, forward_interrupt: bool = False) -> int:
     show(job, host=machine.host)
     from launch.agent import JobStopped, run_ranks
 
-    os.environ.update(job.settings)
+    os.environ.update(job.settings)  # ranks inherit this process's environment
+    command = (sys.executable, "-u", *job.program)
     try:
-        command = (sys.executable, "-u", *job.program)
         failures = run_ranks(command, job.n_ranks, forward_interrupt=forward_interrupt)
     except JobStopped as stopped:
         console.say(f"stopped by {stopped.signum.name}; every rank has ended")
@@ -165,7 +165,8 @@ def describe(failure: RankFailure, *, host: str) -> str:
     """One line on how the rank ended."""
     who = f"rank {failure.rank} ({host})"
     if failure.exit_code < 0:
-        name = signal.Signals(-failure.exit_code).name
+        names = {known.value: known.name for known in signal.Signals}
+        name = names.get(-failure.exit_code, f"signal {-failure.exit_code}")
         hint = "; if nobody did that, it ran out of memory" if name == "SIGKILL" else ""
         return f"{who} was killed by {name}{hint}"
     meaning = {error.exit_code: error.__name__ for error in LlamaError.__subclasses__()}

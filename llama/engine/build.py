@@ -16,7 +16,7 @@ from llama.checkpoint.loader import LoadReport, load
 from llama.checkpoint.reader import CheckpointReader
 from llama.config import EngineConfig, ModelConfig, ParallelConfig
 from llama.engine.engine import Engine
-from llama.engine.memory import agree_num_blocks
+from llama.engine.memory import agree_num_blocks, free_bytes
 from llama.errors import CheckpointError, UsageError
 from llama.kvcache.cache import KVCache, block_bytes
 from llama.models.decoder import DecoderStage, stage_of, tensor_names
@@ -106,6 +106,8 @@ def load_stage(
     reader: CheckpointReader, *, config: EngineConfig, context: ParallelContext, dtype: torch.dtype
 ) -> tuple[DecoderStage, LoadReport]:
     """This rank's stage with its weights, and what was read for it. Collective."""
+    available_bytes = free_bytes(context.device, local_ranks=context.local_world_size)
+    context.world.barrier()  # nobody takes memory before everybody has looked
     with context.together("loading the checkpoint"):
         stage = DecoderStage(
             reader.config,
@@ -119,7 +121,13 @@ def load_stage(
             max_positions=config.max_seq_len,
             attention=config.attention,
         )
-        report = load(stage, reader, device=context.device, all_names=tensor_names(reader.config))
+        report = load(
+            stage,
+            reader,
+            device=context.device,
+            all_names=tensor_names(reader.config),
+            available_bytes=available_bytes,
+        )
     return stage, report
 
 

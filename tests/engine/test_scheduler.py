@@ -305,7 +305,7 @@ def test_the_last_to_come_is_preempted_and_goes_first_afterwards() -> None:
 def test_nobody_is_admitted_into_the_last_block_of_another() -> None:
     replica = Replica(num_blocks=5)
     replica.add(8, max_tokens=5, ignore_eos=True)  # two blocks, and a third one soon
-    replica.add(9, max_tokens=1, ignore_eos=True)  # three blocks
+    replica.add(9, max_tokens=3, ignore_eos=True)  # three blocks
     replica.finish_all()
     assert replica.preempted == 0
     # One that cannot grow holds nobody up.

@@ -121,6 +121,7 @@ def test_first_cause(failures: list[tuple[int, int, int]], expected: int) -> Non
         (70, "rank 3 (box) exited with 70 (LlamaError)"),
         (1, "rank 3 (box) exited with 1"),
         (-11, "rank 3 (box) was killed by SIGSEGV"),
+        (-40, "rank 3 (box) was killed by signal 40"),
         (-9, "rank 3 (box) was killed by SIGKILL; if nobody did that, it ran out of memory"),
     ],
 )
