@@ -30,7 +30,7 @@ def main(
 ) -> None:
     # Sizes left open are the launcher's, then whatever fits the number of ranks.
     llm = LLM(ckpt_dir, tp=tp, pp=pp, max_seq_len=256, max_batch_size=len(PROMPTS))
-    print(holdings(llm), file=sys.stderr, flush=True)
+    sys.stderr.write(f"{holdings(llm)}\n")  # in one piece: all ranks write at the same time
 
     # Every request has its own generator: the same seed gives the same text for any tp and pp.
     params = SamplingParams(temperature=temperature, top_p=0.9, seed=7, max_tokens=40)

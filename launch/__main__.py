@@ -36,7 +36,7 @@ def _nproc(text: str) -> int | Literal["auto"]:
 
 def parse(argv: Sequence[str]) -> tuple[LaunchRequest, bool]:
     """The request, and whether it is only a dry run. Raises UsageError."""
-    environ = os.environ
+    given = {name: text for name, text in os.environ.items() if text}
     parser = _Parser(
         prog="launch",
         description="Run a program on several ranks of this machine.",
@@ -50,13 +50,17 @@ def parse(argv: Sequence[str]) -> tuple[LaunchRequest, bool]:
         help="ranks; by default tp x pp, or one a GPU (auto), or one where there is no GPU",
     )  # fmt: skip
     parser.add_argument(
-        "--tp", type=int, default=environ.get(env.TP_SIZE), help="tensor parallel size"
+        "--tp", type=int, default=given.get(env.TP_SIZE), help="tensor parallel size"
     )
     parser.add_argument(
-        "--pp", type=int, default=environ.get(env.PP_SIZE), help="pipeline parallel size"
+        "--pp", type=int, default=given.get(env.PP_SIZE), help="pipeline parallel size"
     )
-    parser.add_argument("--backend", choices=("gloo", "nccl"), help="instead of the expected one")
-    parser.add_argument("--device", help="cpu, cuda or mps, instead of the expected one")
+    parser.add_argument(
+        "--backend", default=given.get(env.BACKEND), help="gloo or nccl, instead of what fits"
+    )
+    parser.add_argument(
+        "--device", default=given.get(env.DEVICE), help="cpu, cuda or mps, instead of what fits"
+    )
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true",
         help="print the equivalent torchrun command and start nothing",

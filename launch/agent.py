@@ -109,19 +109,7 @@ def run_ranks(
         _silence_agent()
     # The agent would pass SIGINT on to every rank, and each would print a traceback.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
-    agent = LocalElasticAgent(
-        WorkerSpec(
-            role="llama",
-            local_world_size=n_ranks,
-            rdzv_handler=LoopbackRendezvous(),
-            entrypoint=command[0],
-            args=tuple(command[1:]),
-            max_restarts=0,
-            monitor_interval=0.1,
-        ),
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-        shutdown_timeout=GRACE_S,
-    )
+    agent = _make_agent(command, n_ranks)
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
         first = agent.get_worker_group().workers[0].id if forward_interrupt else None
@@ -141,6 +129,21 @@ def run_ranks(
     return [
         RankFailure(rank, failure.exitcode, failure.timestamp) for rank, failure in failures.items()
     ]
+
+
+def _make_agent(command: Sequence[str], n_ranks: int) -> LocalElasticAgent:
+    spec = WorkerSpec(
+        role="llama",
+        local_world_size=n_ranks,
+        rdzv_handler=LoopbackRendezvous(),
+        entrypoint=command[0],
+        args=tuple(command[1:]),
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    # by default the agent leaves a folder behind for every job, empty or not
+    logs = DefaultLogsSpecs(log_dir=os.devnull)
+    return LocalElasticAgent(spec, logs_specs=logs, shutdown_timeout=GRACE_S)
 
 
 def _silence_agent() -> None:

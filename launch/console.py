@@ -33,10 +33,13 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _draw(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    Console(stderr=True).print(table)
+    terminal = Console(stderr=True, highlight=False)
+    terminal.print(f"launch: {title}", markup=False)
+    terminal.print(table)

@@ -28,8 +28,8 @@ def check_request(
             f"{name} has a prompt of {prompt} tokens, max_seq_len is {config.max_seq_len}; "
             f"shorten the prompt or raise max_seq_len"
         )
-    _check_ids(f"{name}: prompt token", sequence.prompt_token_ids, vocab_size)
-    _check_ids(f"{name}: stop_token_ids", sequence.params.stop_token_ids, vocab_size)
+    check_token_ids(f"{name}: prompt token", sequence.prompt_token_ids, vocab_size)
+    check_token_ids(f"{name}: stop_token_ids", sequence.params.stop_token_ids, vocab_size)
     need = -(-most_computed(sequence, config.max_seq_len) // config.block_size)
     if need > num_blocks:
         raise UsageError(
@@ -39,7 +39,8 @@ def check_request(
         )
 
 
-def _check_ids(what: str, token_ids: Iterable[int], vocab_size: int) -> None:
+def check_token_ids(what: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raises UsageError for the first id that is not in the vocabulary; `what` names the ids."""
     for position, token_id in enumerate(token_ids):
         is_int = isinstance(token_id, int) and not isinstance(token_id, bool)
         if not is_int or not 0 <= token_id < vocab_size:

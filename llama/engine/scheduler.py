@@ -110,7 +110,10 @@ class Scheduler:
         self._release(sequence)
 
     def schedule(self) -> BatchPlan | None:
-        """The next plan; None when nothing is ready or `max_in_flight` plans are out already."""
+        """The next plan; None when nothing is ready or `max_in_flight` plans are out already.
+
+        What it holds counts as in flight until `update` has seen it.
+        """
         if self.in_flight >= self.max_in_flight:
             return None
         planned: list[PlannedSequence] = []
@@ -214,9 +217,9 @@ class Scheduler:
         return sequence.num_tokens < self.config.max_seq_len
 
     def _admit(self) -> Sequence | None:
-        """Start the longest waiting sequence, if there is a seat and there are blocks for it.
+        """Start the first waiting sequence if there is a seat and there are blocks for it.
 
-        One block for everyone who can still grow is left over, or it would soon be preempted again.
+        A block is left for everyone who can still grow, or it would soon be preempted again.
         """
         if not self.waiting or len(self.running) >= self.config.max_batch_size:
             return None

@@ -104,6 +104,7 @@ def test_a_damaged_plan_is_refused(plan: BatchPlan, data: st.DataObject) -> None
             BatchPlan.decode(garbage)
 
 
+@settings(deadline=None)
 @given(st.lists(INT64, max_size=30))
 def test_noise_is_refused(noise: list[int]) -> None:
     with pytest.raises(RankMismatchError):

@@ -40,6 +40,7 @@ TORCH_FREE = (
     "llama.parallel.layout",
     "llama.parallel.shard",
     "llama.kvcache.blocks",
+    "llama.engine.admission",
     "llama.engine.sequence",
     "llama.engine.plan",
     "llama.engine.scheduler",

@@ -124,6 +124,7 @@ def test_a_signal_to_the_launcher_ends_every_rank(
         (["--nproc", "4", "--tp", "3", "x.py"], "does not divide the world size 4"),
         (["--nproc", "four", "x.py"], "'four' is neither a number nor auto"),
         (["--frobnicate", "x.py"], "unrecognized arguments: --frobnicate"),
+        (["--backend", "mpi", "x.py"], "unknown backend 'mpi'"),
         ([], "required: program"),
     ],
 )
@@ -170,10 +171,17 @@ def test_the_table_says_what_is_expected_of_every_rank() -> None:
     ]
 
 
+def test_the_users_own_variables_count_as_options() -> None:
+    env = {"LLAMA_TP_SIZE": "1", "LLAMA_PP_SIZE": "2", "LLAMA_DEVICE": "cpu", "LLAMA_BACKEND": ""}
+    done = run(["-m", "launch", "--nproc", "2", "--dry_run", "x.py"], env=env)
+    assert done.returncode == 0, done.stderr
+    assert "expected: tp 1 x pp 2, backend gloo (" in done.stderr
+
+
 def test_a_device_that_is_not_there_is_refused_before_the_start(tmp_path: Path) -> None:
     program = write(tmp_path, REPORT)
     done = run(["-m", "launch", "--nproc", "2", "--device", "mps", program], cwd=tmp_path)
     assert done.returncode == 78
     (line,) = done.stderr.splitlines()
-    assert line.startswith("launch: error: device 'mps' serves one process")
+    assert line.startswith("launch: error: device 'mps' cannot be used")
     assert reports(tmp_path) == []

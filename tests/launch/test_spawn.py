@@ -96,7 +96,7 @@ def test_more_ranks_than_gpus_are_expected_on_cpus() -> None:
 def test_a_device_can_be_asked_for() -> None:
     job = plan(replace(SCRIPT, nproc=2, device="cpu"), GPUS)
     assert job.devices == ("cpu", "cpu") and job.backend == "gloo"
-    with pytest.raises(HardwareError, match="device 'cuda' cannot be used: box has no usable GPU"):
+    with pytest.raises(HardwareError, match="device 'cuda' cannot be used"):
         plan(replace(SCRIPT, device="cuda"), CPU)
 
 
