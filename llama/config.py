@@ -8,8 +8,9 @@ keys.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from llama.errors import UsageError
 
@@ -125,6 +126,17 @@ class EngineConfig:
     num_blocks: int | None = None
     attention: str = "sdpa"
     memory_fraction: float = 0.9
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """From options by name. Raises UsageError for an unknown one, too."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise UsageError(
+                f"unknown engine option {', '.join(unknown)}; known: {', '.join(known)}"
+            )
+        return cls(**options)
 
     def __post_init__(self) -> None:
         for name in ("max_seq_len", "max_batch_size", "block_size", "max_num_batched_tokens"):

@@ -188,8 +188,7 @@ class Llama:
         """
         settings = _Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs, echo)
         self._agree("text_completion", prompts, settings)
-        if isinstance(prompts, str):
-            raise UsageError(f"prompts must be a list of texts, got one text: {prompts!r:.80}")
+        _check_is_list("prompts", prompts, of="texts")
         encoded = [self.tokenizer.encode(prompt, True, False) for prompt in prompts]
         return [
             CompletionPrediction(
@@ -214,6 +213,7 @@ class Llama:
         """
         settings = _Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs)
         self._agree("chat_completion", dialogs, settings)
+        _check_is_list("dialogs", dialogs, of="dialogs")
         encoded = [encode_dialog(self.tokenizer, dialog) for dialog in dialogs]
         predictions = []
         for dialog, (row, values) in zip(dialogs, self._rows(encoded, settings), strict=True):
@@ -230,8 +230,9 @@ class Llama:
 
     def _agree(self, call: str, prompts: object, settings: _Settings) -> None:
         """Before anything is checked: a rank that raised alone would leave the others waiting."""
-        context = self.model.engine.context
-        context.agree({"call": call, "prompts": prompts, **asdict(settings)})
+        engine = self.model.engine
+        engine.check_ready()
+        engine.context.agree({"call": call, "prompts": prompts, **asdict(settings)})
 
     def _rows(
         self, prompts: Sequence[Sequence[int]], settings: _Settings
@@ -260,16 +261,22 @@ def sample_top_p(probs: Tensor, p: float) -> Tensor:
     return torch.gather(ids, -1, place)
 
 
+def _check_is_list(name: str, given: object, *, of: str) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        kind = "one text" if isinstance(given, str) else type(given).__name__
+        raise UsageError(f"{name} must be a list of {of}, got {kind}: {given!r:.80}")
+
+
 def _checked_prompts(prompts: Sequence[Sequence[int]], params: ModelArgs) -> list[list[int]]:
-    if len(prompts) > params.max_batch_size:
-        raise UsageError(
-            f"batch of {len(prompts)} prompts exceeds max_batch_size {params.max_batch_size}; "
-            "send fewer at once or build with a larger max_batch_size"
-        )
     try:
         rows = [[index(token) for token in prompt] for prompt in prompts]
     except TypeError as error:
         raise UsageError(f"prompts must be lists of integer token ids: {error}") from error
+    if len(rows) > params.max_batch_size:
+        raise UsageError(
+            f"batch of {len(rows)} prompts exceeds max_batch_size {params.max_batch_size}; "
+            "send fewer at once or build with a larger max_batch_size"
+        )
     for number, row in enumerate(rows):
         if not row:
             raise UsageError(f"prompt {number} has no tokens; give at least bos")

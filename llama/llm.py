@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llama.config import EngineConfig, ModelConfig, ParallelConfig
+from llama.config import ModelConfig, ParallelConfig
 from llama.engine.build import build_engine
 from llama.engine.exchange import FinishedSequence
 from llama.engine.output import final_text
@@ -48,16 +48,14 @@ class LLM:
         seed: int = 0,
         **engine_options: Any,
     ) -> None:
-        unknown = set(engine_options) - set(EngineConfig.__dataclass_fields__)
-        if unknown:
-            known = ", ".join(sorted(EngineConfig.__dataclass_fields__))
-            raise UsageError(f"unknown engine option {sorted(unknown)}; known: {known}")
         self.engine, self.tokenizer, self.load_report = build_engine(
             ckpt_dir,
             tokenizer_path=tokenizer_path,
-            config=EngineConfig(
-                max_seq_len=max_seq_len, max_batch_size=max_batch_size, **engine_options
-            ),
+            engine_options={
+                "max_seq_len": max_seq_len,
+                "max_batch_size": max_batch_size,
+                **engine_options,
+            },
             parallel=ParallelConfig(tp_size=tp, pp_size=pp, device=device, backend=backend),
             dtype=dtype,
             seed=seed,
@@ -126,7 +124,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> tuple[list[str | None], list[list[int]], list[SamplingParams]]:
-        """Texts, token ids and parameters, one a prompt, known to be the same on every rank."""
+        """Texts, token ids and parameters, one a prompt, known to be the same on every rank.
+
+        Ranks agree before anything is checked: one that raised alone would leave the others
+        waiting.
+        """
+        self.engine.check_ready()
+        self.context.agree({"prompts": prompts, "sampling_params": sampling_params})
         many = _as_prompts(prompts)
         params = _as_params(sampling_params, len(many))
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
@@ -136,7 +140,6 @@ class LLM:
             else list(prompt)
             for prompt in many
         ]
-        self.context.agree({"prompts": token_ids, "sampling_params": [repr(p) for p in params]})
         return texts, token_ids, params
 
     def _output(
@@ -155,9 +158,19 @@ class LLM:
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise UsageError(f"prompts must be texts or lists of token ids, got {prompts!r:.80}")
+    if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    many: list[Prompt] = list(prompts)  # type: ignore[arg-type]
+    for number, prompt in enumerate(many):
+        if not isinstance(prompt, Sequence):
+            raise UsageError(
+                f"prompt {number} must be a text or a list of token ids, got {prompt!r:.80}"
+            )
+    return many
 
 
 def _as_params(
@@ -165,6 +178,10 @@ def _as_params(
 ) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * n_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise UsageError(
+            f"sampling_params must be SamplingParams or a list of them, got {params!r:.80}"
+        )
     if len(params) != n_prompts:
         raise UsageError(
             f"{len(params)} sampling_params for {n_prompts} prompts; give one or as many"

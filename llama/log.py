@@ -21,11 +21,17 @@ def rank_prefix(rank: int, host: str) -> str:
 
 def prefix_log(rank: int, host: str) -> Callable[[], None]:
     """Put the rank before every line that is logged from now on; returns what takes that back."""
-    prefix = rank_prefix(rank, host)
+    added = _RankPrefix(rank_prefix(rank, host))
+    if not any(isinstance(present, _RankPrefix) for present in get_logger().filters):
+        get_logger().addFilter(added)
+    return lambda: get_logger().removeFilter(added)
 
-    def add_prefix(record: logging.LogRecord) -> bool:
-        record.msg, record.args = f"{prefix} {record.getMessage()}", None
+
+class _RankPrefix(logging.Filter):
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{self._prefix} {record.getMessage()}", None
         return True
-
-    get_logger().addFilter(add_prefix)
-    return lambda: get_logger().removeFilter(add_prefix)

@@ -24,6 +24,8 @@ def open_checkpoint(ckpt_dir: str | Path, *, format: str | None = None) -> Check
     Raises CheckpointError when there is none or it is broken, OutOfMemoryError when it cannot be
     mapped, UsageError for an empty ckpt_dir or an unknown format.
     """
+    if not isinstance(ckpt_dir, str | os.PathLike):
+        raise UsageError(f"ckpt_dir is {ckpt_dir!r}; give the folder that holds the checkpoint")
     if not os.fspath(ckpt_dir):  # Path("") would be the current folder
         raise UsageError("ckpt_dir is empty; give the folder that holds the checkpoint")
     folder = Path(ckpt_dir)
@@ -36,8 +38,8 @@ def open_checkpoint(ckpt_dir: str | Path, *, format: str | None = None) -> Check
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     raise CheckpointError(
         f"no checkpoint files found in {ckpt_dir}: "
-        + (f"it holds {held}, " if names else "it is empty, ")
-        + f"which none of the known formats ({', '.join(FORMATS)}) begins with"
+        + (f"it holds {held}, of no known format" if names else "it is empty")
+        + f"; give the folder that holds a checkpoint (known formats: {', '.join(FORMATS)})"
     )
 
 
@@ -48,6 +50,8 @@ def _names(folder: Path) -> list[str]:
     except NotADirectoryError:
         raise CheckpointError(f"{folder} is a file; give the folder that holds it") from None
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint folder {folder} does not exist") from None
+        raise CheckpointError(
+            f"checkpoint folder {folder} does not exist; check ckpt_dir"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot list checkpoint folder {folder}: {error}") from error

@@ -6,8 +6,10 @@ left.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,21 +48,44 @@ def build_engine(
     ckpt_dir: str | Path,
     *,
     tokenizer_path: str | Path | None = None,
-    config: EngineConfig,
+    engine_options: Mapping[str, Any],
     parallel: ParallelConfig,
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
 ) -> tuple[Engine, Tokenizer, LoadReport]:
     """The engine over the checkpoint in `ckpt_dir`, its tokenizer, and what this rank loaded.
 
-    Raises on every rank what fails on any: CheckpointError, UsageError, RankMismatchError,
-    HardwareError, OutOfMemoryError, PeerLostError.
+    `engine_options` are the fields of EngineConfig. Raises on every rank what fails on any, and
+    then holds no groups: CheckpointError, UsageError, RankMismatchError, HardwareError,
+    OutOfMemoryError, PeerLostError.
     """
     context = initialize(parallel)
+    try:
+        return _build(
+            ckpt_dir, context, tokenizer_path, engine_options=engine_options, dtype=dtype, seed=seed
+        )
+    except BaseException as error:
+        context.fail(error)
+        raise
+
+
+def _build(
+    ckpt_dir: str | Path,
+    context: ParallelContext,
+    tokenizer_path: str | Path | None,
+    *,
+    engine_options: Mapping[str, Any],
+    dtype: str | torch.dtype | None,
+    seed: int,
+) -> tuple[Engine, Tokenizer, LoadReport]:
+    with context.together("checking the arguments"):
+        config = EngineConfig.of(engine_options)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise UsageError(f"seed must be an integer, got {seed!r}")
     with context.together("opening the checkpoint"):
+        reader = open_checkpoint(ckpt_dir)
         tokenizer_path = tokenizer_path or find_tokenizer(ckpt_dir)
         tokenizer = Tokenizer(str(tokenizer_path))
-        reader = open_checkpoint(ckpt_dir)
         model_config = reader.config
         compute_dtype = resolve_dtype(
             dtype, device=context.device, checkpoint=checkpoint_dtype(reader)

@@ -20,7 +20,8 @@ from llama.config import EngineConfig, ModelConfig
 from llama.engine.exchange import FinishedSequence, share_results
 from llama.engine.output import OutputProcessor
 from llama.engine.pipeline import PlanRing
-from llama.engine.plan import BatchPlan, PlannedSequence
+from llama.engine.plan import BatchPlan
+from llama.engine.rows import plan_of_rows
 from llama.engine.runner import ModelRunner
 from llama.engine.scheduler import Scheduler
 from llama.engine.sequence import SamplingParams, mix64
@@ -70,6 +71,7 @@ class Engine:
         self._n_requests = 0
         self._wall_s = 0.0
         self._most_in_flight = 0
+        self._is_running = False
         self._failure: str | None = None
 
     # -- one request at a time, on the leader ------------------------------------------------
@@ -98,8 +100,8 @@ class Engine:
     def step(self) -> list[Request]:
         """Leader: fill the ring, then take in the oldest plan's result.
 
-        Returns the requests that gained a token or finished. An empty list means nothing is left to
-        run.
+        Returns the requests that gained a token or finished: none when that plan only computed
+        parts of prompts, or when nothing is left to run.
         """
         while len(self._in_flight) < self.context.layout.pp_size:
             plan = self.scheduler.schedule()
@@ -122,7 +124,7 @@ class Engine:
             result = self.runner.run(plan)
             if result is not None:
                 self._ring.answer(result)
-        self._ring.flush()
+        self._flush()
 
     def stop_followers(self) -> None:
         """Leader: drop what is unfinished, drain the ring, and let the followers return."""
@@ -131,27 +133,42 @@ class Engine:
         while self._in_flight:
             self.scheduler.update(self._in_flight.popleft(), self._ring.collect())
         self._ring.announce(BatchPlan.STOP)
-        self._ring.flush()
+        self._flush()
+        if self.outputs is not None:
+            self.outputs.reset()
 
     # -- the same call on every rank ---------------------------------------------------------
+
+    def check_ready(self) -> None:
+        """Raises LlamaError after a failure with peers, UsageError while a stream is under way."""
+        if self._failure is not None:
+            raise LlamaError(
+                f"this engine is out of service after: {self._failure}; build a new one"
+            )
+        if self._is_running:
+            raise UsageError("a stream of this engine is under way; exhaust or close it first")
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Request]:
         """Run what `make_requests` made. Collective over the world.
 
         The leader of each replica yields every request that changed, after each step, out of those
-        this replica serves (every dp_size-th); other ranks yield nothing.
+        this replica serves (every dp_size-th); other ranks yield nothing. Closed early, it aborts
+        what is unfinished. Raises what `check_ready` does.
         """
-        self._refuse_when_broken()
+        self.check_ready()
         dp_rank = self.context.coordinates.dp_rank
         mine = requests[dp_rank :: self.context.layout.dp_size]
         began = time.perf_counter()
-        with self._fatal_unless_alone():
-            if self.context.is_leader:
-                yield from self._lead(mine)
-            else:
-                self.follow()
-            self.runner.flush()
-        self._wall_s += time.perf_counter() - began
+        self._is_running = True
+        try:
+            with self._fatal_unless_alone():
+                if self.context.is_leader:
+                    yield from self._lead(mine)
+                else:
+                    self.follow()
+        finally:
+            self._is_running = False
+            self._wall_s += time.perf_counter() - began
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
@@ -167,7 +184,8 @@ class Engine:
             for index, request in enumerate(requests)
             if request.finish_reason is not None
         }
-        return share_results(mine, len(requests), context=self.context)
+        with self._fatal_unless_alone():
+            return share_results(mine, len(requests), context=self.context)
 
     def forward_rows(self, token_ids: Tensor, start_pos: int) -> Tensor:
         """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank, for `token_ids` (batch,
@@ -175,10 +193,16 @@ class Engine:
 
         Collective over the replica. Row i lives in its own fixed share of the KV cache, so calls
         with growing start_pos continue each other; a `generate` in between overwrites them, as in
-        Meta's package.
+        Meta's package. Raises UsageError for rows, positions or ids that are out of range.
         """
-        self._refuse_when_broken()
-        plan = self._fixed_plan(token_ids.tolist(), start_pos)
+        self.check_ready()
+        plan = plan_of_rows(
+            token_ids,
+            start_pos,
+            config=self.config,
+            num_blocks=self.cache.num_blocks,
+            vocab_size=self.model_config.vocab_size,
+        )
         n_rows, n_new = token_ids.shape
         with self._fatal_unless_alone():
             logits = self.runner.logits(plan)
@@ -191,7 +215,11 @@ class Engine:
         return out.view(n_rows, n_new, -1)
 
     def stats(self) -> list[RankStats]:
-        """Collective over the world: what every rank did so far, in rank order."""
+        """Collective over the world: what every rank did so far, in rank order.
+
+        Raises what `check_ready` does.
+        """
+        self.check_ready()
         return gather_stats(
             self.runner.stats,
             wall_s=self._wall_s,
@@ -219,6 +247,8 @@ class Engine:
         """The same requests, their text brought up to date and stop strings acted on."""
         for request in changed:
             if self.outputs is not None and self.outputs.update(request):
+                if request.is_finished:  # by the very token that completes the stop string
+                    request.finish("stop")
                 self.scheduler.finish(request.seq_id, "stop")
         return changed
 
@@ -227,50 +257,14 @@ class Engine:
             if self.outputs is not None and request.is_finished:
                 self.outputs.forget(request)
 
-    def _fixed_plan(self, rows: list[list[int]], start_pos: int) -> BatchPlan:
-        per_row = self.config.blocks_per_sequence
-        if not rows or not rows[0]:
-            raise UsageError("forward needs at least one token in every row")
-        if len(rows) > min(self.config.max_batch_size, self.cache.num_blocks // per_row):
-            raise UsageError(
-                f"batch of {len(rows)} rows exceeds max_batch_size {self.config.max_batch_size} "
-                f"or the {self.cache.num_blocks // per_row} rows that the KV cache holds"
-            )
-        if start_pos < 0 or start_pos + len(rows[0]) > self.config.max_seq_len:
-            raise UsageError(
-                f"positions {start_pos}..{start_pos + len(rows[0])} are outside "
-                f"max_seq_len {self.config.max_seq_len}"
-            )
-        vocab_size = self.model_config.vocab_size
-        for row in rows:
-            for token_id in row:
-                if not 0 <= token_id < vocab_size:
-                    raise UsageError(
-                        f"token id {token_id} is outside the vocabulary of {vocab_size}"
-                    )
-        return BatchPlan(
-            tuple(
-                PlannedSequence(
-                    seq_id=index,
-                    token_ids=tuple(row),
-                    start=start_pos,
-                    block_table=tuple(range(index * per_row, (index + 1) * per_row)),
-                    sample=False,
-                    draw=None,
-                )
-                for index, row in enumerate(rows)
-            )
-        )
-
-    def _refuse_when_broken(self) -> None:
-        if self._failure is not None:
-            raise LlamaError(
-                f"this engine is out of service after: {self._failure}; build a new one"
-            )
+    def _flush(self) -> None:
+        """Wait until everything sent to other ranks has been received."""
+        self._ring.flush()
+        self.runner.flush()
 
     @contextmanager
     def _fatal_unless_alone(self) -> Iterator[None]:
-        """An error with peers ends the job: they learn the cause and stop waiting."""
+        """An error with peers ends the job: they learn the cause and lose the connection."""
         try:
             yield
         except GeneratorExit:
@@ -288,3 +282,5 @@ class Engine:
         self._in_flight.clear()
         self._ring = PlanRing(self.context)
         self.scheduler.reset()
+        if self.outputs is not None:
+            self.outputs.reset()

@@ -17,6 +17,8 @@ from llama.log import get_logger
 from llama.parallel.context import ParallelContext
 
 _GIB = 1024**3
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device, *, local_ranks: int) -> int:
@@ -29,21 +31,22 @@ def free_bytes(device: torch.device, *, local_ranks: int) -> int:
 def _free_host_bytes() -> int:
     """Free host memory, within the container's limit where there is one."""
     if sys.platform == "linux":
-        fields = dict(line.split(":", 1) for line in _lines(Path("/proc/meminfo")))
+        fields = dict(line.split(":", 1) for line in _lines(_MEMINFO))
         free = int(fields["MemAvailable"].split()[0]) * 1024
-        return min(free, _cgroup_free_bytes() or free)
+        limited = _cgroup_free_bytes()
+        return free if limited is None else min(free, limited)
     # No portable count of free pages: half of what the machine has is a cautious guess.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _cgroup_free_bytes() -> int | None:
     """What the cgroup v2 limit of this container leaves, None when there is no limit."""
-    limit, used = (
-        _lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current")
-    )
+    limit, used = (_lines(_CGROUP / name) for name in ("memory.max", "memory.current"))
     if not limit or not used or limit[0] == "max":
         return None
-    return max(0, int(limit[0]) - int(used[0]))
+    # checkpoint files just read count as used, but the kernel drops them when asked for memory
+    fields = dict(line.split() for line in _lines(_CGROUP / "memory.stat"))
+    return max(0, int(limit[0]) - int(used[0]) + int(fields.get("inactive_file", 0)))
 
 
 def _lines(path: Path) -> list[str]:
@@ -64,16 +67,16 @@ def agree_num_blocks(config: EngineConfig, *, block_bytes: int, context: Paralle
     mine = int(free * config.memory_fraction) // block_bytes
     everyone = context.world.all_gather(torch.tensor([[min(mine, wanted), block_bytes]]), dim=0)
     num_blocks, poorest = everyone[:, 0].min(dim=0)
-    if num_blocks < min(config.blocks_per_sequence, wanted):
-        need = config.blocks_per_sequence * int(everyone[poorest, 1])
-        have = int(num_blocks) * int(everyone[poorest, 1])
+    needed = min(config.blocks_per_sequence, wanted)
+    if num_blocks < needed:
+        need, have = (int(n * everyone[poorest, 1]) / _GIB for n in (needed, num_blocks))
+        shorter = f"lower max_seq_len to {int(num_blocks) * config.block_size} or less, or "
         raise OutOfMemoryError(
-            f"rank {int(poorest)} has room for {int(num_blocks)} KV blocks ({have / _GIB:.2f} GiB) "
-            f"but one sequence of max_seq_len {config.max_seq_len} needs "
-            f"{config.blocks_per_sequence} ({need / _GIB:.2f} GiB); lower max_seq_len to "
-            f"{int(num_blocks) * config.block_size} or less, or spread the model over more ranks"
+            f"rank {int(poorest)} has room for {int(num_blocks)} KV blocks ({have:.3g} GiB) but "
+            f"one sequence of max_seq_len {config.max_seq_len} needs {needed} ({need:.3g} GiB); "
+            f"{shorter if num_blocks else ''}spread the model over more ranks"
         )
-    if num_blocks < wanted:
+    if num_blocks < wanted and context.rank == 0:
         get_logger().warning(
             "KV cache holds %d blocks of %d tokens, not the %d that a full batch could need; "
             "long batches will wait or be recomputed",

@@ -71,6 +71,10 @@ class OutputProcessor:
     def forget(self, sequence: Sequence) -> None:
         self._streams.pop(sequence.seq_id, None)
 
+    def reset(self) -> None:
+        """Forget every sequence."""
+        self._streams.clear()
+
 
 def final_text(tokenizer: Tokenizer, token_ids: list[int], stop: tuple[str, ...]) -> str:
     """The text of a finished output: decoded in one go and cut at the first stop string."""

@@ -60,7 +60,7 @@ def differences(replies: Sequence[Mapping[str, object]]) -> str:
         column = [str(_as_mapping(table).get(name, "absent")) for table in tables]
         if len(set(column)) > 1:
             clauses.append(f"{name}: {_by_value(column, hosts)}")
-    return "ranks disagree; give every rank the same. " + "; ".join(clauses)
+    return "give every rank the same; they disagree about " + " | ".join(clauses)
 
 
 def raise_together(comm: Communicator, error: Exception | None, *, phase: str, host: str) -> None:
@@ -69,7 +69,10 @@ def raise_together(comm: Communicator, error: Exception | None, *, phase: str, h
     On the others it has the class of the lowest failing rank's, and names all that failed.
     """
     mine = {"class": type(error).__name__, "message": str(error), "host": host}
-    texts = share_texts(comm, "" if error is None else json.dumps(mine))
+    try:
+        texts = share_texts(comm, "" if error is None else json.dumps(mine))
+    except LlamaError as lost:
+        raise (error or lost) from lost
     if error is not None:
         raise error
     failures = [(rank, json.loads(text)) for rank, text in enumerate(texts) if text]
@@ -93,7 +96,7 @@ def _by_value(column: Sequence[str], hosts: Sequence[str]) -> str:
         ranks = [rank for rank, v in enumerate(column) if v == value]
         who = [str(r) if value == usual else f"{r} ({hosts[r]})" for r in ranks]
         parts.append(f"{value} on {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(who)}")
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def _canonical(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Which device computes and which transport carries the data: two choices, from every rank's facts.
+"""Which device computes and which transport carries the data: two choices, from all ranks' facts.
 
 Pure: the same facts give the same choice on every rank. What the user asked for is checked and
 kept, never exchanged for something else; what was left open gets the best that works everywhere.
@@ -14,6 +14,7 @@ from llama.errors import HardwareError, UsageError
 from llama.parallel.device import DeviceFacts
 
 BackendName = Literal["nccl", "gloo", "none"]
+_BACKENDS = ("gloo", "nccl")
 _DEVICE_TYPES = ("cpu", "cuda", "mps")
 
 
@@ -29,11 +30,9 @@ def parse_device(device: str | None) -> tuple[str | None, int | None]:
     """Type and index of "cuda:1", None for what is left open. Raises UsageError."""
     if device is None:
         return None, None
-    kind, _, index = device.partition(":")
-    if kind not in _DEVICE_TYPES or (index and not index.isdecimal()) or device.endswith(":"):
-        raise UsageError(
-            f"unknown device {device!r}; known: {', '.join(_DEVICE_TYPES)}, cuda:INDEX"
-        )
+    kind, colon, index = str(device).partition(":")
+    if kind not in _DEVICE_TYPES or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device {device!r}; known: cpu, cuda, cuda:INDEX, mps")
     return kind, int(index) if index else None
 
 
@@ -47,83 +46,72 @@ def choose(
     """The device type ("cpu", "cuda", "mps") and the transport for ranks with these `facts`.
 
     `device` and `backend` are the user's explicit wishes. `is_alone` means one process without any
-    process group. Raises HardwareError when a wish cannot be met, UsageError when it is unknown.
+    process group. Raises HardwareError for what cannot be had, UsageError for what is unknown.
     """
     kind, _ = parse_device(device)
-    if backend not in (None, "gloo", "nccl"):
-        raise UsageError(f"unknown backend {backend!r}; known: gloo, nccl")
-    unusable = _why_no_gpu(facts)
-    shared = unusable or _why_gpus_are_shared(facts)
-    chosen, device_reason = _choose_device(facts, kind, unusable=unusable, shared=shared)
-    if is_alone:
-        if backend == "nccl" and chosen != "cuda":
-            raise HardwareError(f"backend 'nccl' needs a GPU: {unusable or 'device is not cuda'}")
-        return chosen, BackendChoice("none", f"one process; {device_reason}")
-    why_not = _why_no_nccl(facts, chosen, device_reason=device_reason, shared=shared)
-    if backend == "nccl" and why_not:
+    if backend is not None and backend not in _BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(_BACKENDS)}")
+    why_not_own_gpu = _why_not_gpu(facts) or _why_shared(facts)
+    chosen, reason = _choose_device(facts, kind, why_not_own_gpu=why_not_own_gpu)
+    why_not_nccl = why_not_own_gpu or _why_not_built(facts)
+    if kind in ("cpu", "mps"):
+        why_not_nccl = f"it moves GPU memory only and {reason}"
+    if backend == "nccl" and why_not_nccl:
         raise HardwareError(
-            f"backend 'nccl' cannot be used: {why_not}; leave the backend open or ask for 'gloo'"
+            f"backend 'nccl' cannot be used: {why_not_nccl}; leave the backend open or ask for "
+            "'gloo'"
         )
-    if why_not or backend == "gloo":
-        asked = "gloo was asked for" if backend == "gloo" else why_not
-        staged = "; data is staged through the CPU" if chosen != "cpu" else ""
-        return chosen, BackendChoice("gloo", f"{asked}; {device_reason}{staged}")
-    return chosen, BackendChoice("nccl", device_reason)
+    if is_alone:
+        return chosen, BackendChoice("none", f"one process; {reason}")
+    if backend == "nccl" or not (backend or why_not_nccl):
+        return chosen, BackendChoice("nccl", reason)
+    if backend:
+        reason += "; backend gloo was asked for"
+    elif chosen != "cpu":
+        reason += f"; nccl cannot be used: {why_not_nccl}"
+    if chosen != "cpu":
+        reason += "; data is staged through the CPU"
+    return chosen, BackendChoice("gloo", reason)
 
 
 def _choose_device(
-    facts: Sequence[DeviceFacts], kind: str | None, *, unusable: str, shared: str
+    facts: Sequence[DeviceFacts], kind: str | None, *, why_not_own_gpu: str
 ) -> tuple[str, str]:
     """Device type and why."""
+    if kind is None:
+        if why_not_own_gpu:
+            return "cpu", why_not_own_gpu
+        return "cuda", "every rank has a working GPU of its own"
+    why_not = ""
     if kind == "cuda":
-        if unusable:
-            raise HardwareError(f"device 'cuda' cannot be used: {unusable}; ask for 'cpu'")
-        return "cuda", "device cuda was asked for"
-    if kind == "mps":
-        if len(facts) > 1:
-            raise HardwareError(
-                f"device 'mps' serves one process, not {len(facts)} ranks; start one or use 'cpu'"
-            )
-        if not facts[0].has_mps:
-            raise HardwareError(f"device 'mps' cannot be used on {facts[0].host}; ask for 'cpu'")
-        return "mps", "device mps was asked for"
-    if kind == "cpu":
-        return "cpu", "device cpu was asked for"
-    if shared:
-        hint = "; device='mps' is there on request" if len(facts) == 1 and facts[0].has_mps else ""
-        return "cpu", f"CPU, since {shared}{hint}"
-    return "cuda", "every rank has a working GPU of its own" if len(facts) > 1 else "the GPU works"
+        why_not = _why_not_gpu(facts)
+    elif kind == "mps" and len(facts) > 1:
+        why_not = f"it serves one process, not {len(facts)} ranks"
+    elif kind == "mps" and not facts[0].has_mps:
+        why_not = f"{facts[0].host} has none that torch can use"
+    if why_not:
+        raise HardwareError(
+            f"device {kind!r} cannot be used: {why_not}; leave the device open or ask for 'cpu'"
+        )
+    return kind, f"device {kind} was asked for"
 
 
-def _why_no_nccl(
-    facts: Sequence[DeviceFacts], chosen: str, *, device_reason: str, shared: str
-) -> str:
-    """Why NCCL cannot carry the data, "" when it can."""
-    if chosen != "cuda":
-        return f"NCCL moves GPU memory only and the device is {chosen}"
-    if shared:
-        return shared
-    without = [rank for rank, fact in enumerate(facts) if not fact.has_nccl]
-    return f"torch was built without NCCL on {_name(facts, without)}" if without else ""
-
-
-def _why_no_gpu(facts: Sequence[DeviceFacts]) -> str:
+def _why_not_gpu(facts: Sequence[DeviceFacts]) -> str:
     """Why not every rank can compute on a GPU, "" when all can."""
     without = [rank for rank, fact in enumerate(facts) if not fact.cuda_works]
     if not without:
         return ""
-    problem = facts[without[0]].cuda_problem
+    text = f"no usable GPU on {_name(facts, without)} ({facts[without[0]].cuda_problem})"
     driver = [rank for rank in without if facts[rank].has_driver]
-    warning = (
-        f"; warning: {_name(facts, driver)} has a GPU driver, but this torch cannot use it "
-        "(a CPU-only build, or a driver that does not match)"
-        if driver
-        else ""
-    )
-    return f"{_name(facts, without)} has no usable GPU ({problem}){warning}"
+    if driver:
+        text += (
+            f"; warning: there is a GPU driver on {_name(facts, driver)}, but torch cannot use it "
+            "(a build without GPU support, or a driver that does not match)"
+        )
+    return text
 
 
-def _why_gpus_are_shared(facts: Sequence[DeviceFacts]) -> str:
+def _why_shared(facts: Sequence[DeviceFacts]) -> str:
     """Which ranks sit on one GPU, "" when each has its own."""
     owners: dict[tuple[str, str], int] = {}
     for rank, fact in enumerate(facts):
@@ -133,10 +121,18 @@ def _why_gpus_are_shared(facts: Sequence[DeviceFacts]) -> str:
     return ""
 
 
+def _why_not_built(facts: Sequence[DeviceFacts]) -> str:
+    """Whose torch lacks NCCL, "" when nobody's does."""
+    without = [rank for rank, fact in enumerate(facts) if not fact.has_nccl]
+    return f"torch was built without NCCL on {_name(facts, without)}" if without else ""
+
+
 def _name(facts: Sequence[DeviceFacts], ranks: Sequence[int]) -> str:
-    """'every rank' or 'rank 1 (hostB)' or 'ranks 1, 3 (hostB)'."""
-    if len(ranks) == len(facts):
-        return "every rank" if len(facts) > 1 else facts[0].host
+    """'any rank' or 'rank 1 (hostB)' or 'ranks 1, 3 (hostB, hostC)'; the host for one process."""
     hosts = ", ".join(dict.fromkeys(facts[rank].host for rank in ranks))
+    if len(facts) == 1:
+        return hosts
+    if len(ranks) == len(facts):
+        return "any rank"
     word = "rank" if len(ranks) == 1 else "ranks"
     return f"{word} {', '.join(map(str, ranks))} ({hosts})"

@@ -17,9 +17,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llama.config import ParallelConfig
-from llama.errors import RankMismatchError, UsageError
+from llama.errors import PeerLostError, RankMismatchError, RankTimeoutError, UsageError
 from llama.log import get_logger, prefix_log
 from llama.parallel import fairscale
 from llama.parallel.agreement import check_agreement, differences, raise_together
@@ -27,10 +28,18 @@ from llama.parallel.backend import BackendChoice, choose, parse_device
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.device import DeviceFacts, probe
 from llama.parallel.failure import FailureRecord
-from llama.parallel.groups import GroupMaker, try_all
+from llama.parallel.groups import GroupMaker, transport_of, try_all
 from llama.parallel.layout import Coordinates, ParallelLayout
 from llama.parallel.mailbox import Mailbox
-from llama.parallel.rendezvous import Launched, World, join, leave, meet, share_through_store
+from llama.parallel.rendezvous import (
+    Launched,
+    World,
+    join,
+    leave,
+    meet,
+    own_rank,
+    share_through_store,
+)
 from llama.parallel.uncaught import install_hook
 
 
@@ -54,7 +63,8 @@ class ParallelContext:
     messages: Communicator
     local_world_size: int = 1
     _failure: FailureRecord = field(repr=False, kw_only=True)
-    _undo: ExitStack = field(repr=False, kw_only=True)
+    _links: ExitStack = field(repr=False, kw_only=True)
+    _marks: ExitStack = field(repr=False, kw_only=True)
 
     @cached_property
     def mailbox(self) -> Mailbox:
@@ -87,7 +97,8 @@ class ParallelContext:
 
         Values are JSON data, or anything whose repr says what matters.
         """
-        check_agreement(self.world, values, host=self.host)
+        with self._hanging_up():
+            check_agreement(self.world, values, host=self.host)
 
     @contextmanager
     def together(self, phase: str) -> Iterator[None]:
@@ -102,16 +113,31 @@ class ParallelContext:
             yield
         except Exception as caught:
             error = caught
-        raise_together(self.world, error, phase=phase, host=self.host)
+        with self._hanging_up():
+            raise_together(self.world, error, phase=phase, host=self.host)
         self._failure.phase = before
 
     def fail(self, error: BaseException) -> None:
-        """Leave word of `error` for the ranks that will miss this one. Never raises."""
+        """Leave word of `error` for the ranks that will miss this one, and hang up on them.
+
+        They notice at once, whatever this process does next. After this the context is of no use.
+        """
         self._failure.write(error)
+        self._links.close()
 
     def close(self) -> None:
         """Give back what `initialize` made; groups that the program made stay. Idempotent."""
-        self._undo.close()
+        self._links.close()
+        self._marks.close()
+
+    @contextmanager
+    def _hanging_up(self) -> Iterator[None]:
+        """Once a peer is lost the rest must not wait for this rank either."""
+        try:
+            yield
+        except (PeerLostError, RankTimeoutError) as error:
+            self.fail(error)
+            raise
 
 
 def single(device: str | torch.device = "cpu") -> ParallelContext:
@@ -128,10 +154,16 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
     then from fairscale's groups; then tp takes what pp leaves. A second call wraps the same groups.
 
     Raises HardwareError (launch variables, device, backend), UsageError (sizes), RankMismatchError
-    (ranks asked for different things), RankTimeoutError and PeerLostError.
+    (ranks asked for different things), RankTimeoutError and PeerLostError. From here on a process
+    that was launched says of an uncaught error which rank it is, and exits with the error's status.
     """
+    launched = Launched.from_environment(os.environ)
+    failure, marks = _mark(own_rank(launched))
     wish = with_environment(config or ParallelConfig(), os.environ)
-    world = meet(Launched.from_environment(os.environ), timeout_s=wish.init_timeout_s)
+    world = meet(launched, timeout_s=wish.init_timeout_s)
+    if world is not None:
+        failure.store = world.store
+        _check_wishes(world, wish)
     _, cuda_index = parse_device(wish.device)
     facts = probe(local_rank=world.local_rank if world else None, cuda_index=cuda_index)
     if world is None:
@@ -140,7 +172,7 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
         get_logger().info("device %s: %s", kind, choice.reason)
         return _alone(_torch_device(kind, facts), choice)
     with ExitStack() as undo:
-        return _join(world, wish, facts, undo=undo)
+        return _join(world, wish, facts, failure=failure, marks=marks, undo=undo)
 
 
 def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> ParallelConfig:
@@ -171,33 +203,51 @@ def resolve_layout(
         tp_size, pp_size = existing
     pp_size = 1 if pp_size is None else pp_size
     if tp_size is None:
-        tp_size = max(1, world_size // max(1, pp_size))
+        is_size = isinstance(pp_size, int) and pp_size > 0
+        tp_size = max(1, world_size // pp_size) if is_size else 1
     return ParallelLayout.for_world(world_size, tp_size=tp_size, pp_size=pp_size)
 
 
+def _mark(rank: int | None) -> tuple[FailureRecord, ExitStack]:
+    """Have this process's last words and log lines name its rank; the stack takes that back."""
+    host, marks = socket.gethostname(), ExitStack()
+    failure = FailureRecord(None, rank=rank or 0, host=host)
+    if rank is not None:
+        marks.callback(install_hook(failure, rank=rank, host=host))
+        marks.callback(prefix_log(rank, host))
+    return failure, marks
+
+
 def _join(
-    world: World, wish: ParallelConfig, facts: DeviceFacts, *, undo: ExitStack
+    world: World,
+    wish: ParallelConfig,
+    facts: DeviceFacts,
+    *,
+    failure: FailureRecord,
+    marks: ExitStack,
+    undo: ExitStack,
 ) -> ParallelContext:
     """The context of one rank of `world`. What is made stays only if everything succeeds."""
-    all_facts = _exchange(world, wish, facts)
-    existing = fairscale.existing_sizes() if world.is_given else None
-    layout = resolve_layout(wish, world_size=world.size, existing=existing)
-    kind, choice = choose(all_facts, device=wish.device, backend=wish.backend)
-    assert choice.name != "none"
+    replies = share_through_store(world, json.dumps(asdict(facts)))
+    all_facts = [DeviceFacts(**json.loads(reply)) for reply in replies]
+    sizes, backend = None, wish.backend
+    given = fairscale.existing_groups() if world.is_given else None
+    if given is not None:
+        sizes = dist.get_world_size(given.tp), dist.get_world_size(given.pp)
+        backend = backend or transport_of(given.tp)
+    layout = resolve_layout(wish, world_size=world.size, existing=sizes)
+    kind, choice = choose(all_facts, device=wish.device, backend=backend)
     device = _torch_device(kind, facts)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    failure = FailureRecord(world.store, rank=world.rank, host=facts.host)
     if not world.is_given:
         everything = "cpu:gloo,cuda:nccl" if choice.name == "nccl" else "gloo"
         join(world, backend=everything, timeout_s=wish.timeout_s)
         undo.callback(leave)
     maker = GroupMaker(layout, world.rank, config=wish, failure=failure, undo=undo)
-    communicators = maker.make(choice.name)
+    communicators = maker.make(choice)
     try_all(communicators, device=device)
-    if world.size > 1:
-        undo.callback(install_hook(failure, rank=world.rank, host=facts.host))
-        undo.callback(prefix_log(world.rank, facts.host))
+    failure.phase = "running"
     get_logger().info("device %s, backend %s: %s", device, choice.name, choice.reason)
     kept = undo.pop_all()
     # gloo aborts a process that exits with groups alive, now and then
@@ -210,18 +260,19 @@ def _join(
         **vars(communicators),
         local_world_size=sum(other.host == facts.host for other in all_facts),
         _failure=failure,
-        _undo=kept,
+        _links=kept,
+        _marks=marks,
     )
 
 
-def _exchange(world: World, wish: ParallelConfig, facts: DeviceFacts) -> list[DeviceFacts]:
-    """Every rank's facts, once all are known to want the same. Raises RankMismatchError."""
-    values = {name: repr(value) for name, value in vars(wish).items()}
-    mine = {"host": facts.host, "values": values, "facts": asdict(facts)}
-    replies = [json.loads(text) for text in share_through_store(world, json.dumps(mine))]
+def _check_wishes(world: World, wish: ParallelConfig) -> None:
+    """Raise RankMismatchError unless all want the same, before any rank refuses its own wish."""
+    kind = str(wish.device).partition(":")[0]  # each rank may ask for a GPU of its own
+    values = {name: repr(value) for name, value in {**vars(wish), "device": kind}.items()}
+    mine = json.dumps({"host": socket.gethostname(), "values": values})
+    replies = [json.loads(text) for text in share_through_store(world, mine)]
     if any(reply["values"] != values for reply in replies):
         raise RankMismatchError(differences(replies))
-    return [DeviceFacts(**reply["facts"]) for reply in replies]
 
 
 def _torch_device(kind: str, facts: DeviceFacts) -> torch.device:
@@ -242,5 +293,6 @@ def _alone(device: torch.device, choice: BackendChoice) -> ParallelContext:
         world=nobody,
         messages=nobody,
         _failure=FailureRecord(None, rank=0, host=socket.gethostname()),
-        _undo=ExitStack(),
+        _links=ExitStack(),
+        _marks=ExitStack(),
     )

@@ -27,11 +27,14 @@ T = TypeVar("T")
 
 
 class FailureRecord:
-    """One rank's access to the record. `phase` is what the rank is doing, for the record."""
+    """One rank's access to the record. `phase` is what the rank is doing, for the record.
+
+    `store` is None as long as, or because, there are no others to share it with.
+    """
 
     def __init__(self, store: Store | None, *, rank: int, host: str) -> None:
         self.phase = "starting"
-        self._store = store
+        self.store = store
         self._rank = rank
         self._host = host
 
@@ -52,13 +55,13 @@ class FailureRecord:
                 "error": describe(error),
             }
         )
-        store = self._store
+        store = self.store
         if store is not None:
             _within(STORE_PATIENCE_S, lambda: store.compare_set(key, "", text))
 
     def read(self) -> str | None:
         """One line about the first failure; None when there is none or the store is gone."""
-        store = self._store
+        store = self.store
         if store is None:
             return None
         text = _within(STORE_PATIENCE_S, lambda: _first_present(store))

@@ -19,52 +19,45 @@ from llama.parallel.layout import ParallelLayout
 
 @dataclass(frozen=True)
 class ModelParallelGroups:
-    """This rank's process group of each axis; `is_ours` when this package had them made."""
+    """This rank's process group of each axis."""
 
     tp: dist.ProcessGroup
     pp: dist.ProcessGroup
     dp: dist.ProcessGroup
-    is_ours: bool
 
 
-def model_parallel_groups(
-    layout: ParallelLayout, rank: int, *, backend: Literal["nccl", "gloo"]
-) -> ModelParallelGroups:
-    """The groups of `layout`: those that the program made already, else new ones. Collective.
+def make_groups(layout: ParallelLayout, *, backend: Literal["nccl", "gloo"]) -> ModelParallelGroups:
+    """Have fairscale make the groups of `layout`. Collective.
 
-    New ones carry data over `backend` along tp and pp, and over gloo along dp. Needs a default
-    process group. Raises UsageError when existing groups do not have the sizes of `layout`.
+    They carry data over `backend` along tp and pp, and over gloo along dp. Needs a default process
+    group, and no groups in fairscale yet.
     """
     from fairscale.nn.model_parallel import initialize as state
 
-    is_ours = not state.model_parallel_is_initialized()
-    if is_ours:
-        with redirect_stdout(io.StringIO()):  # it prints its sizes on rank 0
-            state.initialize_model_parallel(
-                layout.tp_size,
-                layout.pp_size,
-                model_parallel_backend=backend,
-                pipeline_backend=backend,
-                ddp_backend="gloo",
-            )
-    groups = ModelParallelGroups(
-        tp=state.get_model_parallel_group(),
-        pp=state.get_pipeline_parallel_group(),
-        dp=state.get_data_parallel_group(),
-        is_ours=is_ours,
-    )
-    _check(groups, layout, rank)
+    with redirect_stdout(io.StringIO()):  # it prints its sizes on rank 0
+        state.initialize_model_parallel(
+            layout.tp_size,
+            layout.pp_size,
+            model_parallel_backend=backend,
+            pipeline_backend=backend,
+            ddp_backend="gloo",
+        )
+    groups = existing_groups()
+    assert groups is not None
     return groups
 
 
-def existing_sizes() -> tuple[int, int] | None:
-    """(tp_size, pp_size) of the groups that the program made already, None if it made none."""
+def existing_groups() -> ModelParallelGroups | None:
+    """The groups that the program made already, None if it made none."""
     from fairscale.nn.model_parallel import initialize as state
 
     if not state.model_parallel_is_initialized():
         return None
-    tp, pp = state.get_model_parallel_group(), state.get_pipeline_parallel_group()
-    return dist.get_world_size(tp), dist.get_world_size(pp)
+    return ModelParallelGroups(
+        tp=state.get_model_parallel_group(),
+        pp=state.get_pipeline_parallel_group(),
+        dp=state.get_data_parallel_group(),
+    )
 
 
 def forget_groups() -> None:
@@ -74,8 +67,11 @@ def forget_groups() -> None:
     state.destroy_model_parallel()
 
 
-def _check(groups: ModelParallelGroups, layout: ParallelLayout, rank: int) -> None:
-    """It clamps sizes silently, and a program's groups may be of any make."""
+def check_groups(groups: ModelParallelGroups, layout: ParallelLayout, *, rank: int) -> None:
+    """Raise UsageError unless these are the groups of `layout` that have `rank`.
+
+    fairscale clamps sizes silently, and a program's groups may be of any make.
+    """
     for axis, group, wanted in (
         ("tp", groups.tp, layout.tp_group(rank)),
         ("pp", groups.pp, layout.pp_group(rank)),

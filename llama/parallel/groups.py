@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from llama.config import ParallelConfig
 from llama.errors import HardwareError
 from llama.parallel import fairscale
+from llama.parallel.backend import BackendChoice, BackendName
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.failure import FailureRecord
 from llama.parallel.layout import ParallelLayout
@@ -47,17 +47,13 @@ class GroupMaker:
     failure: FailureRecord
     undo: ExitStack
 
-    def make(self, backend: Literal["nccl", "gloo"]) -> Communicators:
+    def make(self, choice: BackendChoice) -> Communicators:
         """All communicators, connected but untried. Collective.
 
-        Raises UsageError when fairscale already has groups of another layout.
+        Raises UsageError when the program has made fairscale groups of another layout,
+        HardwareError when it made them over another transport than `choice`.
         """
-        groups = fairscale.model_parallel_groups(self.layout, self.rank, backend=backend)
-        if groups.is_ours:
-            self.undo.callback(fairscale.forget_groups)
-            for group in (groups.tp, groups.pp, groups.dp):
-                self.undo.callback(_destroy, group)
-                set_gloo_timeout(group, self.config.timeout_s)
+        groups = self._model_parallel_groups(choice)
         world = self._control("world", [tuple(range(self.layout.world_size))])
         replica = world
         if self.layout.dp_size > 1:
@@ -75,12 +71,28 @@ class GroupMaker:
             messages=messages,
         )
 
+    def _model_parallel_groups(self, choice: BackendChoice) -> fairscale.ModelParallelGroups:
+        """The program's, else new ones."""
+        groups = fairscale.existing_groups()
+        if groups is None:
+            assert choice.name != "none"
+            groups = fairscale.make_groups(self.layout, backend=choice.name)
+            self.undo.callback(fairscale.forget_groups)
+            for group in vars(groups).values():
+                self.undo.callback(_destroy, group)
+                set_gloo_timeout(group, self.config.timeout_s)
+        fairscale.check_groups(groups, self.layout, rank=self.rank)
+        if transport_of(groups.tp) != choice.name:
+            raise HardwareError(
+                f"backend {choice.name!r} was asked for, but the program's model-parallel groups "
+                f"use {transport_of(groups.tp)!r}; drop one of the two"
+            )
+        return groups
+
     def _data(self, axis: str, group: dist.ProcessGroup) -> Communicator:
         if dist.get_world_size(group) == 1:
             return SingleCommunicator()
-        return TorchCommunicator(
-            group, axis=axis, timeout_s=self.config.timeout_s, failure=self.failure
-        )
+        return self._over(group, axis, self.config.timeout_s)
 
     def _control(self, axis: str, groups: Iterable[tuple[int, ...]]) -> Communicator:
         """The communicator of this rank's group among `groups`, all of them made by all ranks."""
@@ -95,14 +107,23 @@ class GroupMaker:
                 self.undo.callback(_destroy, group)
                 patience_s = self.config.control_timeout_s
                 set_gloo_timeout(group, patience_s)
-                mine = TorchCommunicator(
-                    group, axis=axis, timeout_s=patience_s, failure=self.failure
-                )
+                mine = self._over(group, axis, patience_s)
         return mine
+
+    def _over(self, group: dist.ProcessGroup, axis: str, timeout_s: float) -> TorchCommunicator:
+        comm = TorchCommunicator(group, axis=axis, timeout_s=timeout_s, failure=self.failure)
+        self.undo.callback(comm.close)
+        return comm
 
     def _every(self, group_of: Callable[[int], tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Every group of an axis once, in the same order on all ranks."""
         return list(dict.fromkeys(group_of(rank) for rank in range(self.layout.world_size)))
+
+
+def transport_of(group: dist.ProcessGroup) -> BackendName:
+    """What carries accelerator tensors in `group`, or CPU tensors where it takes no other."""
+    served_by_gloo = set(gloo_backends(group))
+    return "gloo" if {device.type for device in group._device_types} == served_by_gloo else "nccl"
 
 
 def try_all(communicators: Communicators, *, device: torch.device) -> None:

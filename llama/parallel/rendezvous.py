@@ -7,6 +7,7 @@ Knows no layout and no device.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others; `store` is theirs in common.
+    """This process among the others; `store` is theirs in common, and new for each meeting.
 
     `is_given` says that the user's program had made the default process group already.
     """
@@ -78,23 +79,32 @@ def meet(launched: Launched | None, *, timeout_s: float) -> World | None:
     A default process group that exists wins over the variables. Raises HardwareError when the
     meeting point cannot be used, RankTimeoutError when not everybody comes.
     """
+    # A lazy connection ignores the timeout, so a rank that dies early would hang the others.
+    os.environ.pop("TORCH_GLOO_LAZY_INIT", None)
     local_rank = launched.local_rank if launched else None
     if dist.is_initialized():
-        store = distributed_c10d._get_default_store()
-        return World(dist.get_rank(), dist.get_world_size(), local_rank, store, is_given=True)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        store = _own_part(distributed_c10d._get_default_store(), rank)
+        return World(rank, size, local_rank, store, is_given=True)
     if launched is None:
         return None
     with meeting_errors(f"the ranks could not meet at {launched.master}"):
         timeout = timedelta(seconds=timeout_s)
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
+        store = _own_part(store, rank)
     return World(rank, size, local_rank, store, is_given=False)
+
+
+def own_rank(launched: Launched | None) -> int | None:
+    """This process's rank, None when nobody launched it and it is in no process group."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return launched.rank if launched else None
 
 
 def join(world: World, *, backend: str, timeout_s: float) -> None:
     """Make the default process group over `backend`, a torch backend string. Collective."""
-    # A lazy connection ignores the timeout, so a rank that dies early would hang the others.
-    os.environ.pop("TORCH_GLOO_LAZY_INIT", None)
     with meeting_errors(f"{world.size} ranks could not be connected over {backend}"):
         dist.init_process_group(
             backend,
@@ -130,7 +140,7 @@ def meeting_errors(what: str) -> Iterator[None]:
         yield
     except (dist.DistError, RuntimeError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
-        if "tim" in text and "out" in text:
+        if re.search("timed? ?out", text, re.IGNORECASE):
             raise RankTimeoutError(
                 f"{what} in time: {text}; look for a rank that did not start or has failed"
             ) from error
@@ -138,6 +148,14 @@ def meeting_errors(what: str) -> Iterator[None]:
             f"{what}: {text}; check MASTER_ADDR and MASTER_PORT, and for several hosts that the "
             "interface in GLOO_SOCKET_IFNAME reaches the others"
         ) from error
+
+
+def _own_part(store: Store, rank: int) -> Store:
+    """Where this meeting leaves its keys: what an earlier one of the same processes left is stale.
+
+    The n-th meeting of one rank is the n-th of the others.
+    """
+    return distributed_c10d.PrefixStore(f"llama/{store.add(f'llama/meetings/{rank}', 1)}", store)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -111,18 +111,17 @@ def head_shard(n_heads: int, n_kv_heads: int, *, tp_size: int, tp_rank: int) -> 
         raise UsageError(f"n_kv_heads {n_kv_heads} does not divide n_heads {n_heads}")
     if tp_size > n_heads:
         raise UsageError(f"tp_size {tp_size} exceeds n_heads {n_heads}; use at most {n_heads}")
+    assert 0 <= tp_rank < tp_size, (tp_rank, tp_size)
     group = n_heads // n_kv_heads
     if tp_size <= n_kv_heads:
         kv_heads = partition(n_kv_heads, tp_size)[tp_rank]
         return HeadShard(range(kv_heads.start * group, kv_heads.stop * group), kv_heads)
-    for kv_head, ranks in enumerate(partition(tp_size, n_kv_heads)):
-        if tp_rank in ranks:
-            part = partition(group, len(ranks))[tp_rank - ranks.start]
-            first = kv_head * group
-            return HeadShard(
-                range(first + part.start, first + part.stop), range(kv_head, kv_head + 1)
-            )
-    raise UsageError(f"tp_rank {tp_rank} is outside tp_size {tp_size}")
+    ranks_of_kv_head = partition(tp_size, n_kv_heads)
+    kv_head = next(k for k, ranks in enumerate(ranks_of_kv_head) if tp_rank in ranks)
+    ranks = ranks_of_kv_head[kv_head]
+    part = partition(group, len(ranks))[tp_rank - ranks.start]
+    first = kv_head * group
+    return HeadShard(range(first + part.start, first + part.stop), range(kv_head, kv_head + 1))
 
 
 FFN_UNIT = 128

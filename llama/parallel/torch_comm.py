@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from llama.parallel.failure import FailureRecord
 
 _MISMATCH = re.compile(r"mismatch between collectives", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
-_LOST = re.compile(r"gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
+_LOST = re.compile(r"gloo|nccl|connection|socket|broken pipe|monitoredBarrier", re.IGNORECASE)
 _SOURCE_LOCATION = re.compile(r"^\[\S+:\d+\] ")
 
 
@@ -41,12 +42,29 @@ class TorchCommunicator(Communicator):
         failure: FailureRecord | None = None,
     ) -> None:
         self.axis = axis
-        self._group = group
+        self._group: dist.ProcessGroup | None = group
+        self._under_way: WeakSet[_TorchWork] = WeakSet()
         self._failure = failure
         self._rank = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
         self._timeout = timedelta(seconds=timeout_s)
         self._gloo_devices = frozenset(gloo_backends(group))
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Raises LlamaError after `close`."""
+        if self._group is None:
+            raise LlamaError(f"the {self.axis} axis was closed; build a new engine")
+        return self._group
+
+    def close(self) -> None:
+        """Let go of the group, and so of its connections once its maker has destroyed it.
+
+        gloo hangs up when nobody refers to the group any more, and that is what wakes a peer.
+        """
+        self._group = None
+        for work in self._under_way:
+            work.drop()
 
     @property
     def rank(self) -> int:
@@ -63,52 +81,56 @@ class TorchCommunicator(Communicator):
     def all_reduce_async(self, x: Tensor) -> Work:
         ready = self._ready(x)
         with self.translated("all_reduce"):
-            work = dist.all_reduce(ready, group=self._group, async_op=True)
+            work = dist.all_reduce(ready, group=self.group, async_op=True)
         return _TorchWork(self, "all_reduce", work, ready=ready, result=x)
 
     def all_gather(self, x: Tensor, *, dim: int = -1) -> Tensor:
         ready = self._ready(x)
         parts = [torch.empty_like(ready) for _ in range(self.size)]
         with self.translated("all_gather"):
-            dist.all_gather(parts, ready, group=self._group)
+            dist.all_gather(parts, ready, group=self.group)
         return torch.cat(parts, dim).to(x.device)
 
     def gather(self, x: Tensor, *, dst: int = 0, dim: int = -1) -> Tensor | None:
         ready = self._ready(x)
         parts = [torch.empty_like(ready) for _ in range(self.size)] if dst == self.rank else None
         with self.translated("gather"):
-            dist.gather(ready, parts, group=self._group, group_dst=dst)
+            dist.gather(ready, parts, group=self.group, group_dst=dst)
         return None if parts is None else torch.cat(parts, dim).to(x.device)
 
     def broadcast(self, x: Tensor, *, src: int = 0) -> Tensor:
         ready = self._ready(x)
         with self.translated("broadcast"):
-            dist.broadcast(ready, group=self._group, group_src=src)
+            dist.broadcast(ready, group=self.group, group_src=src)
         return x if ready is x or src == self.rank else x.copy_(ready)
 
     def isend(self, x: Tensor, dst: int) -> Work:
         ready = self._ready(x)
         with self.translated("send", peer=dst):
-            work = dist.isend(ready, group=self._group, group_dst=dst)
+            work = dist.isend(ready, group=self.group, group_dst=dst)
         return _TorchWork(self, "send", work, ready=ready, result=ready, peer=dst)
 
     def irecv(self, out: Tensor, src: int) -> Work:
-        ready = self._ready(out)
+        is_direct = out.is_contiguous() and self._home(out) == out.device
+        ready = (
+            out if is_direct else torch.empty(out.shape, dtype=out.dtype, device=self._home(out))
+        )
         with self.translated("receive", peer=src):
-            work = dist.irecv(ready, group=self._group, group_src=src)
+            work = dist.irecv(ready, group=self.group, group_src=src)
         return _TorchWork(self, "receive", work, ready=ready, result=out, peer=src)
 
     def barrier(self) -> None:
         device_ids = None if "cpu" in self._gloo_devices else [torch.cuda.current_device()]
         with self.translated("barrier"):
-            dist.barrier(self._group, device_ids=device_ids)
+            dist.barrier(self.group, device_ids=device_ids)
 
-    def wait(self, work: dist.Work, *, is_p2p: bool) -> None:
-        """Wait for `work`, within the timeout. Over nccl a number would block the host."""
-        if is_p2p and "cpu" in self._gloo_devices:
-            work.wait(self._timeout)
-        else:
-            work.wait()
+    def track(self, work: _TorchWork) -> None:
+        """Have `close` drop `work`, which keeps the group alive."""
+        self._under_way.add(work)
+
+    def patience(self, *, is_p2p: bool) -> timedelta | None:
+        """How long to wait for work; None is the group's own. Over nccl it would block the host."""
+        return self._timeout if is_p2p and "cpu" in self._gloo_devices else None
 
     @contextmanager
     def translated(self, op: str, *, peer: int | None = None) -> Iterator[None]:
@@ -121,7 +143,8 @@ class TorchCommunicator(Communicator):
             typed = self._typed(error, op, peer)
             if typed is None:
                 raise
-            raise typed from error
+            # torch's frames hold the group, which `close` could then not let go of
+            raise typed from error.with_traceback(None)
 
     def _typed(self, error: RuntimeError, op: str, peer: int | None) -> LlamaError | None:
         """The error to raise instead; None when `error` is not about ranks."""
@@ -142,8 +165,11 @@ class TorchCommunicator(Communicator):
 
     def _ready(self, x: Tensor) -> Tensor:
         """`x` itself if the transport can use it as it lies, else a copy that it can use."""
-        is_staged = x.device.type != "cpu" and x.device.type in self._gloo_devices
-        return (x.cpu() if is_staged else x).contiguous()
+        return x.to(self._home(x)).contiguous()
+
+    def _home(self, x: Tensor) -> torch.device:
+        """Where the transport wants `x` to be: gloo could not move it everywhere it claims to."""
+        return torch.device("cpu") if x.device.type in self._gloo_devices else x.device
 
 
 class _TorchWork:
@@ -162,14 +188,24 @@ class _TorchWork:
         assert work is not None, "this rank is not in the group"
         self._comm = comm
         self._op = op
-        self._work = work
+        self._work: dist.Work | None = work
         self._ready = ready
         self._result = result
         self._peer = peer
+        comm.track(self)
+
+    def drop(self) -> None:
+        self._work = None
 
     def wait(self) -> None:
+        patience = self._comm.patience(is_p2p=self._peer is not None)
         with self._comm.translated(self._op, peer=self._peer):
-            self._comm.wait(self._work, is_p2p=self._peer is not None)
+            if self._work is None:
+                raise LlamaError(f"the {self._comm.axis} axis was closed during {self._op}")
+            if patience is None:
+                self._work.wait()
+            else:
+                self._work.wait(patience)
         if self._result is not self._ready:
             self._result.copy_(self._ready)
 

@@ -19,6 +19,7 @@ from llama.parallel.failure import FailureRecord, describe
 
 _INTERRUPTED = 130
 _UNEXPECTED = 1
+_REPLACED = "_llama_replaced"
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
@@ -30,19 +31,26 @@ def install_hook(failure: FailureRecord, *, rank: int, host: str) -> Callable[[]
     for any other. A hook that the program had set is called first. The exit status is the error's.
     """
     previous: Hook = sys.excepthook
+    previous = getattr(previous, _REPLACED, previous)  # of two of ours the newer one knows more
+    # torch sets one with the default process group; it would print a traceback of every error
+    home = getattr(previous, "__module__", None)
+    is_the_programs = home not in ("sys", "torch.distributed.distributed_c10d")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         with suppress(BaseException):
             if not isinstance(error, KeyboardInterrupt):
                 failure.write(error)
-            if previous is not sys.__excepthook__:
+            if is_the_programs:
                 previous(kind, error, trace)
             sys.stdout.flush()
             prefix = rank_prefix(rank, host)
-            sys.stderr.write("".join(f"{prefix} {line}\n" for line in report(error)))
-            sys.stderr.flush()
+            # torch's own hook, when it calls this one, has put a buffer in place of sys.stderr
+            stderr = sys.__stderr__ or sys.stderr
+            stderr.write("".join(f"{prefix} {line}\n" for line in report(error)))
+            stderr.flush()
         os._exit(exit_code(error))
 
+    setattr(hook, _REPLACED, previous)
     sys.excepthook = hook
 
     def restore() -> None:

@@ -1,18 +1,18 @@
-"""Real gloo ranks for tests: processes that meet in a private file, have a deadline, and end with it.
+"""Real gloo ranks for tests: processes that meet in a private file and end at a deadline.
 
-    def job(context: ParallelContext, x: int) -> int:     # a module-level function of a test module
+    def job(context: ParallelContext, x: int) -> int:  # a module-level function of a test module
         return int(context.tp.all_reduce(torch.tensor([x])))
 
-    assert run_layout(job, 3, tp=2) == [6, 6]                            # one result a rank, in order
-    errors = run_layout(failing_job, tp=2, expect_error=True)            # every rank must raise
+    assert run_layout(job, 3, tp=2) == [6, 6]                  # one result a rank, in rank order
+    errors = run_layout(failing_job, tp=2, expect_error=True)  # every rank must raise
 
-Each run has fresh processes, so nothing that a job does (environment, hooks, groups, os._exit, a kill)
-reaches the next one. They are forked from a server that has imported torch once, which makes a run
-cost some 0.1 s; where forking is not safe they are spawned. Nobody listens on a port.
+Each run has fresh processes, so nothing that a job does (environment, hooks, groups, os._exit, a
+kill) reaches the next one. They are forked from a server that has imported torch once, which makes
+a run cost some 0.3 s; where forking is not safe they are spawned. Nobody listens on a port.
 
-A rank that raises reports and goes at once, as in real life; a rank that is done waits for the others,
-so that none of them loses a peer by mere timing. What a job takes and returns is pickled, tensors by
-value. Whoever is not done by the deadline is asked where it hangs, and killed by pid.
+A rank that raises reports and goes at once, as in real life; a rank that is done waits for the
+others, so that none of them loses a peer by mere timing. What a job takes and returns is pickled,
+tensors by value. Who is not done by the deadline is asked where it hangs, and killed by pid.
 """
 
 from __future__ import annotations
@@ -126,11 +126,12 @@ def run_ranks(
     """`function(RankInfo, *args)` on `world_size` ranks; its results, or its errors, in rank order.
 
     Raises RanksFailed with the traceback of every rank that failed, the first one first. With
-    `expect_error` every rank must raise, and what it raised is returned; RankDied for one that died.
+    `expect_error` every rank must raise, and that is returned; RankDied for a rank that died.
     """
     with TemporaryDirectory(prefix="ranks-") as folder:
-        run = _Run(folder, function, world_size, args)
+        run = _Run(folder)
         try:
+            run.start(function, world_size, args)
             reports = run.collect(time.monotonic() + deadline_s)
         finally:
             run.kill()
@@ -145,11 +146,11 @@ def run_ranks(
 class _Run:
     """The processes of one run, and the pipe to each."""
 
-    def __init__(
-        self, folder: str, function: Callable[..., Any], world_size: int, args: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._ranks: list[tuple[BaseProcess, Connection]] = []
+
+    def start(self, function: Callable[..., Any], world_size: int, args: tuple[Any, ...]) -> None:
         for rank in range(world_size):
             info = RankInfo(rank, world_size, str(self._folder / "rendezvous"))
             job = pickle.dumps((function, info, args))
@@ -162,7 +163,7 @@ class _Run:
             self._ranks.append((process, ours))
 
     def collect(self, end: float) -> dict[int, Report]:
-        """Every rank's report, in the order in which they came. Raises RanksFailed at time `end`."""
+        """Every rank's report, in the order in which they came. Raises RanksFailed at `end`."""
         reports: dict[int, Report] = {}
         pending = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
         while pending:
@@ -194,9 +195,10 @@ class _Run:
 
     def _release(self, reports: dict[int, Report], end: float) -> None:
         """Let the ranks go that are done; leaving must work as well."""
-        for rank, (process, pipe) in enumerate(self._ranks):
+        for rank, (_, pipe) in enumerate(self._ranks):
             if reports[rank].error is None:
-                pipe.send_bytes(b"go")
+                with suppress(BrokenPipeError):
+                    pipe.send_bytes(b"go")
         for rank, (process, _) in enumerate(self._ranks):
             process.join(max(0.0, end - time.monotonic()))
             if reports[rank].error is None and process.exitcode != 0:
@@ -217,10 +219,12 @@ class _Run:
     def _stacks(self, ranks: Sequence[int]) -> str:
         """Where the processes that hang are; those that are stopped cannot say."""
         for rank in ranks:
-            with suppress(ProcessLookupError, TypeError):
-                os.kill(self._ranks[rank][0].pid or 0, signal.SIGUSR1)
+            process, _ = self._ranks[rank]
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
         time.sleep(0.5)
-        texts = [Path(self._stack_file(rank)).read_text() for rank in ranks]
+        files = [Path(self._stack_file(rank)) for rank in ranks]
+        texts = [file.read_text() if file.exists() else "its start" for file in files]
         return "".join(f"--- rank {r} hangs at\n{t}\n" for r, t in zip(ranks, texts, strict=True))
 
 

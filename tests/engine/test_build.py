@@ -1,0 +1,154 @@
+"""From a folder to an engine: what is found out, what must fit together, and who must agree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llama.checkpoint import open_checkpoint
+from llama.config import ParallelConfig
+from llama.engine.build import (
+    build_engine,
+    check_vocabulary,
+    checkpoint_dtype,
+    find_tokenizer,
+    resolve_dtype,
+)
+from llama.engine.engine import Engine
+from llama.engine.sequence import SamplingParams
+from llama.errors import CheckpointError, RankMismatchError, UsageError
+from llama.parallel.context import ParallelContext
+from llama.tokenizer import Tokenizer
+from tests.helpers.checkpoints import random_model, tiny_config, write_meta
+from tests.helpers.llms import CONFIG, write_model
+from tests.helpers.ranks import run_layout
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def ckpt_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("build") / "ckpt")
+
+
+def build(ckpt_dir: str, *, parallel: ParallelConfig | None = None, **options: Any) -> Engine:
+    sizes = {"max_seq_len": options.pop("max_seq_len", 32), "max_batch_size": 2}
+    wish = parallel or ParallelConfig()
+    return build_engine(ckpt_dir, engine_options=sizes, parallel=wish, **options)[0]
+
+
+# One process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [
+        (None, CPU, torch.float32),
+        (None, CUDA, torch.bfloat16),
+        ("bfloat16", CPU, torch.bfloat16),
+        ("float16", CUDA, torch.float16),
+        ("torch.float32", CUDA, torch.float32),
+        (torch.float16, CPU, torch.float16),
+    ],
+)
+def test_the_compute_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, expected: torch.dtype
+) -> None:
+    assert resolve_dtype(dtype, device=device, checkpoint=torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float", torch.float64, ""])
+def test_an_unknown_dtype_lists_the_known_ones(dtype: Any) -> None:
+    with pytest.raises(UsageError, match="known: bfloat16, float16, float32"):
+        resolve_dtype(dtype, device=CPU, checkpoint=torch.bfloat16)
+
+
+def test_the_checkpoint_dtype_is_that_of_its_matrices(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_meta(tmp_path, config, random_model(config), dtype=torch.bfloat16)
+    reader = open_checkpoint(tmp_path)
+    assert checkpoint_dtype(reader) == torch.bfloat16
+    reader.close()
+
+
+def test_weights_and_cache_have_the_compute_dtype(ckpt_dir: str) -> None:
+    for name, dtype in {"bfloat16": torch.bfloat16, None: torch.float32}.items():
+        engine = build(ckpt_dir, dtype=name)
+        assert {p.dtype for p in engine.stage.parameters()} == {dtype}
+        assert {half.dtype for half in engine.cache.layer(0)} == {dtype}
+        (result,) = engine.generate([[1, 5]], [SamplingParams(max_tokens=3, ignore_eos=True)])
+        assert len(result.token_ids) == 3
+
+
+def test_the_tokenizer_is_in_the_folder_or_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "7B"
+    folder.mkdir()
+    with pytest.raises(UsageError) as caught:
+        find_tokenizer(folder)
+    for part in (folder / "tokenizer.model", tmp_path / "tokenizer.model", "tokenizer_path"):
+        assert str(part) in str(caught.value)
+    (tmp_path / "tokenizer.model").touch()
+    assert find_tokenizer(str(folder)) == tmp_path / "tokenizer.model"
+    (folder / "tokenizer.model").touch()
+    assert find_tokenizer(folder) == folder / "tokenizer.model"
+
+
+def test_the_tokenizer_must_have_the_vocabulary_of_the_weights(ckpt_dir: str) -> None:
+    path = f"{ckpt_dir}/tokenizer.model"
+    tokenizer = Tokenizer(path)
+    check_vocabulary(CONFIG, tokenizer, ckpt_dir=ckpt_dir, tokenizer_path=path)
+    larger = tiny_config(vocab_size=401)
+    with pytest.raises(CheckpointError) as caught:
+        check_vocabulary(larger, tokenizer, ckpt_dir=ckpt_dir, tokenizer_path=path)
+    for part in ("has 400 tokens", "vocabulary of 401", path, ckpt_dir):
+        assert part in str(caught.value)
+
+
+# Several ranks ----------------------------------------------------------------------------------
+
+
+def differing_job(context: ParallelContext, ckpt_dir: str, what: str) -> None:
+    """Rank 1 asks for something else."""
+    odd = {"max_seq_len": 48, "dtype": "bfloat16", "seed": 5}
+    asked = {what: odd[what]} if context.rank == 1 and what in odd else {}
+    if context.rank == 1 and what == "rope_theta":
+        ckpt_dir = str(shutil.copytree(ckpt_dir, f"{ckpt_dir}-odd"))
+        params = Path(ckpt_dir) / "params.json"
+        params.write_text(params.read_text().replace("10000.0", "20000.0"))
+    build(ckpt_dir, parallel=ParallelConfig(tp_size=2), **asked)
+
+
+CLAUSES = {
+    "max_seq_len": r"\bengine.max_seq_len: 32 on rank 0\W+48 on rank 1\b",
+    "dtype": r"\bdtype: .*float32\W+on rank 0\W+.*bfloat16\W+on rank 1\b",
+    "seed": r"\bseed: 0 on rank 0\W+5 on rank 1\b",
+    "rope_theta": r"\bmodel.rope_theta: 10000.0 on rank 0\W+20000.0 on rank 1\b",
+}
+
+
+@pytest.mark.parametrize("what", CLAUSES)
+def test_ranks_that_ask_for_different_things_are_named(
+    tmp_path: Path, ckpt_dir: str, what: str
+) -> None:
+    copy = str(shutil.copytree(ckpt_dir, tmp_path / "ckpt"))
+    for error in run_layout(differing_job, copy, what, tp=2, expect_error=True):
+        assert isinstance(error, RankMismatchError)
+        assert re.search(CLAUSES[what], str(error))
+        assert str(error).count(" on rank 1") == 1
+
+
+def half_missing_job(context: ParallelContext, ckpt_dir: str) -> None:
+    folder = f"{ckpt_dir}-elsewhere" if context.rank else ckpt_dir
+    build(folder, parallel=ParallelConfig(pp_size=2), tokenizer_path=f"{ckpt_dir}/tokenizer.model")
+
+
+def test_what_one_rank_cannot_open_fails_on_all(ckpt_dir: str) -> None:
+    first, second = run_layout(half_missing_job, ckpt_dir, pp=2, expect_error=True)
+    assert isinstance(first, CheckpointError) and isinstance(second, CheckpointError)
+    assert "rank 1 (" in str(first) and "failed while opening the checkpoint" in str(first)
+    assert "-elsewhere" in str(first) and "-elsewhere" in str(second)

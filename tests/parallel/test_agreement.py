@@ -1,0 +1,152 @@
+"""Settings that differ are told apart by field, value, rank and host; errors reach every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama.errors import (
+    CheckpointError,
+    PeerLostError,
+    RankMismatchError,
+    UsageError,
+)
+from llama.parallel.agreement import differences, share_texts
+from llama.parallel.context import ParallelContext, single
+from tests.helpers.ranks import run_layout
+
+TEXTS = ["", "a", "é\n" * 1000, '{"x": 1}']
+
+
+def share(context: ParallelContext) -> list[list[str]]:
+    mine = TEXTS[context.rank]
+    return [share_texts(context.world, mine), share_texts(context.world, "")]
+
+
+def test_texts_of_any_length_reach_everybody() -> None:
+    assert run_layout(share, tp=3) == [[TEXTS[:3], [""] * 3]] * 3
+
+
+def agree(context: ParallelContext, table: list[dict[str, Any]]) -> str:
+    try:
+        context.agree(table[context.rank])
+    except RankMismatchError as error:
+        return str(error).replace(context.host, "HOST")
+    return "agreed"
+
+
+SAME = {"seed": 1, "dtype": "float32", "sizes": (1, 2), "nan": float("nan"), "nested": {"b": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({}, "agreed"),
+        ({"seed": 2}, "seed: 1 on ranks 0, 2; 2 on rank 1 (HOST)"),
+        ({"seed": "1"}, 'seed: 1 on ranks 0, 2; "1" on rank 1 (HOST)'),
+        ({"seed": True}, "seed: 1 on ranks 0, 2; true on rank 1 (HOST)"),
+        ({"nested": {"b": [2]}}, 'nested: {"b": [1]} on ranks 0, 2; {"b": [2]} on rank 1 (HOST)'),
+        ({"extra": 0}, "extra: absent on ranks 0, 2; 0 on rank 1 (HOST)"),
+    ],
+)
+def test_what_differs_is_named(odd: dict[str, Any], message: str) -> None:
+    found = run_layout(agree, [SAME, {**SAME, **odd}, SAME], tp=3)
+    assert len(set(found)) == 1
+    assert found[0].endswith(message)
+
+
+def test_long_values_are_shortened_but_still_told_apart() -> None:
+    long = "x" * 100_000
+    (message, _) = run_layout(agree, [{"p": long + "a"}, {"p": long + "b"}], tp=2)
+    assert len(message) < 500
+    assert message.count("100003 characters") == 2
+
+
+def test_every_differing_field_has_a_clause() -> None:
+    replies = [{"host": h, "values": {"a": h, "b": "same", "c": h}} for h in ("x", "y")]
+    text = differences(replies)
+    assert text.endswith("a: x on rank 0; y on rank 1 (y) | c: x on rank 0; y on rank 1 (y)")
+
+
+FAILING: dict[int, Exception] = {
+    1: CheckpointError("shard 1 is broken"),
+    2: UsageError("bad size"),
+}
+
+
+class Foreign(Exception):
+    pass
+
+
+def fail_together(context: ParallelContext, failing: dict[int, Exception]) -> list[str]:
+    seen = []
+    with context.together("warming up"):
+        seen.append("went well")
+    try:
+        with context.together("loading the weights"):
+            if context.rank in failing:
+                raise failing[context.rank]
+    except Exception as error:
+        seen.append(f"{type(error).__name__}: {error}".replace(context.host, "HOST"))
+    with context.together("going on"):
+        seen.append("goes on")
+    return seen
+
+
+def test_one_failing_rank_raises_everywhere() -> None:
+    there = "CheckpointError: shard 1 is broken"
+    elsewhere = f"CheckpointError: rank 1 (HOST) failed while loading the weights: {there}"
+    for rank, seen in enumerate(run_layout(fail_together, {1: FAILING[1]}, tp=3)):
+        assert seen == ["went well", there if rank == 1 else elsewhere, "goes on"]
+
+
+def test_several_failing_ranks_are_all_named_the_lowest_first() -> None:
+    found = [seen[1] for seen in run_layout(fail_together, FAILING, tp=3)]
+    assert found[1:] == ["CheckpointError: shard 1 is broken", "UsageError: bad size"]
+    assert found[0] == (
+        "CheckpointError: rank 1 (HOST) failed while loading the weights: CheckpointError: shard 1 "
+        "is broken; rank 2 (HOST) failed while loading the weights: UsageError: bad size"
+    )
+
+
+@pytest.mark.parametrize("error", [Foreign("odd"), KeyError("k"), ImportError("os")])
+def test_a_class_that_is_not_ours_becomes_the_base_class_elsewhere(error: Exception) -> None:
+    here, there = run_layout(fail_together, {1: error}, tp=2)
+    kind = type(error).__name__
+    assert there[1] == f"{kind}: {error}"
+    assert here[1].startswith("LlamaError: rank 1 (HOST) failed while loading the weights: " + kind)
+
+
+def lose_a_peer_in_the_body(context: ParallelContext) -> None:
+    import os
+
+    with context.together("loading the weights"):
+        if context.rank == 1:
+            os._exit(1)
+
+
+def test_a_rank_that_dies_in_the_body_is_lost() -> None:
+    error, _ = run_layout(lose_a_peer_in_the_body, tp=2, expect_error=True)
+    assert type(error) is PeerLostError
+
+
+def fail_while_a_peer_dies(context: ParallelContext) -> None:
+    import os
+
+    with context.together("loading the weights"):
+        if context.rank == 1:
+            os._exit(1)
+        raise CheckpointError("my own trouble")
+
+
+def test_ones_own_error_outlives_the_loss_of_a_peer() -> None:
+    error, _ = run_layout(fail_while_a_peer_dies, tp=2, expect_error=True)
+    assert type(error) is CheckpointError
+
+
+def test_one_process_agrees_with_itself_and_keeps_its_errors() -> None:
+    context = single()
+    context.agree({"anything": object()})
+    with pytest.raises(CheckpointError, match=r"^mine$"), context.together("loading"):
+        raise CheckpointError("mine")
