@@ -6,6 +6,7 @@ left.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -94,6 +95,7 @@ def _build(
     context.agree(
         {
             "torch": str(torch.__version__),
+            "tokenizer sha256": hashlib.sha256(Path(tokenizer_path).read_bytes()).hexdigest(),
             "dtype": str(compute_dtype),
             "seed": seed,
             **_fields("engine", config),
