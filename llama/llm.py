@@ -7,8 +7,9 @@ and `generate` gives each the same results. `stream` yields on the leader only.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,29 +96,40 @@ class LLM:
 
         Leaders yield; on other ranks the iterator runs the job to its end without yielding, so
         every rank must exhaust it. Leaving the loop early on the leader aborts what is unfinished.
+        `prompt_logprobs` come with the last output of a request.
         """
         texts, token_ids, params = self._agreed(prompts, sampling_params)
-        return self._stream(texts, self.engine.make_requests(token_ids, params))
+        outputs = self._stream(texts, self.engine.make_requests(token_ids, params))
+        # a generator that was never entered would not tell the followers to stop when it is closed
+        next(outputs)
+        return cast("Generator[RequestOutput, None, None]", outputs)
 
     def _stream(
         self, texts: list[str | None], requests: list[Request]
-    ) -> Generator[RequestOutput, None, None]:
+    ) -> Generator[RequestOutput | None, None, None]:
+        """None once, before anything runs; then the outputs."""
         outputs = self.engine.outputs
-        for request in self.engine.stream(requests):
-            new_text = outputs.new_text(request) if outputs else ""
-            if not new_text and request.finish_reason is None:
-                continue
-            index = request.seq_id - requests[0].seq_id
-            yield RequestOutput(
-                request_id=index,
-                prompt=texts[index],
-                prompt_token_ids=tuple(request.prompt_token_ids),
-                text=new_text,
-                token_ids=tuple(request.output_token_ids),
-                logprobs=None if request.params.logprobs is None else tuple(request.logprobs),
-                prompt_logprobs=None,
-                finish_reason=request.finish_reason,
-            )
+        # closed by hand: an error while stopping must reach the caller, not the garbage collector
+        with closing(self.engine.stream(requests)) as running:
+            next(running)
+            yield None
+            for request in running:
+                assert request is not None
+                new_text = outputs.new_text(request) if outputs else ""
+                if not new_text and request.finish_reason is None:
+                    continue
+                index = request.seq_id - requests[0].seq_id
+                result = FinishedSequence.of(request)
+                yield RequestOutput(
+                    request_id=index,
+                    prompt=texts[index],
+                    prompt_token_ids=result.prompt_token_ids,
+                    text=new_text,
+                    token_ids=result.token_ids,
+                    logprobs=result.logprobs,
+                    prompt_logprobs=result.prompt_logprobs if request.is_finished else None,
+                    finish_reason=request.finish_reason,
+                )
 
     def _agreed(
         self,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from llama.errors import RankMismatchError
@@ -183,6 +184,11 @@ def layout_job(info: RankInfo, ckpt_dir: str, tp: int, pp: int) -> dict[str, Any
     info.init_process_group()
     llm = build(ckpt_dir, tp=tp, pp=pp)
     found = scenes(llm)
+    unopened = llm.stream(PROMPTS, GREEDY)
+    if llm.context.is_leader:
+        unopened.close()
+    else:
+        assert list(unopened) == []
     for how in ("break", "raise"):
         found[how] = leave_early(llm, how=how)
         assert facts(llm.generate(PROMPTS, GREEDY)) == found["greedy"]
@@ -190,6 +196,9 @@ def layout_job(info: RankInfo, ckpt_dir: str, tp: int, pp: int) -> dict[str, Any
     for prompts in (["x"] * (1 + info.rank), "x" if info.rank else 7):
         with pytest.raises(RankMismatchError, match="prompts"):
             llm.generate(prompts)  # type: ignore[arg-type]
+    for rows in ([[1, 2 + info.rank]], [[1] * (1 + info.rank)]):
+        with pytest.raises(RankMismatchError, match="tokens"):
+            llm.engine.forward_rows(torch.tensor(rows), 0)
     found["leads"] = llm.context.is_leader
     return found
 

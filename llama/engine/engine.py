@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -148,12 +148,13 @@ class Engine:
         if self._is_running:
             raise UsageError("a stream of this engine is under way; exhaust or close it first")
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[Request]:
+    def stream(self, requests: Sequence[Request]) -> Generator[Request | None, None, None]:
         """Run what `make_requests` made. Collective over the world.
 
-        The leader of each replica yields every request that changed, after each step, out of those
-        this replica serves (every dp_size-th); other ranks yield nothing. Closed early, it aborts
-        what is unfinished. Raises what `check_ready` does.
+        Yields None once before anything runs, so that it can be entered without waiting. Then the
+        leader of each replica yields every request that changed, after each step, out of those this
+        replica serves (every dp_size-th); other ranks yield nothing. Closed early, it aborts what
+        is unfinished. Raises what `check_ready` does.
         """
         self.check_ready()
         dp_rank = self.context.coordinates.dp_rank
@@ -165,6 +166,7 @@ class Engine:
                 if self.context.is_leader:
                     yield from self._lead(mine)
                 else:
+                    yield None
                     self.follow()
         finally:
             self._is_running = False
@@ -191,11 +193,13 @@ class Engine:
         """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank, for `token_ids` (batch,
         seq).
 
-        Collective over the replica. Row i lives in its own fixed share of the KV cache, so calls
+        Collective over the world. Row i lives in its own fixed share of the KV cache, so calls
         with growing start_pos continue each other; a `generate` in between overwrites them, as in
-        Meta's package. Raises UsageError for rows, positions or ids that are out of range.
+        Meta's package. Raises UsageError for rows, positions or ids that are out of range,
+        RankMismatchError when ranks bring different ones.
         """
         self.check_ready()
+        self.context.agree({"tokens": token_ids.tolist(), "start_pos": start_pos})
         plan = plan_of_rows(
             token_ids,
             start_pos,
@@ -229,8 +233,9 @@ class Engine:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _lead(self, requests: Sequence[Request]) -> Iterator[Request]:
+    def _lead(self, requests: Sequence[Request]) -> Iterator[Request | None]:
         try:
+            yield None
             for request in requests:
                 self.scheduler.add(request)
             changed = self._with_text([r for r in requests if r.is_finished])

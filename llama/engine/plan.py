@@ -179,17 +179,14 @@ def _decode_result(fields: _Fields) -> SequenceResult:
 
 def _runs(blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """`blocks` as (first, count) of its maximal ascending runs."""
+    if blocks and blocks == tuple(range(blocks[0], blocks[0] + len(blocks))):
+        yield blocks[0], len(blocks)  # the usual case, at C speed
+        return
     start = 0
-    while start < len(blocks):
-        first, rest = blocks[start], len(blocks) - start
-        if blocks[start:] == tuple(range(first, first + rest)):  # the usual case, at C speed
-            yield first, rest
-            return
-        count = 1
-        while count < rest and blocks[start + count] == first + count:
-            count += 1
-        yield first, count
-        start += count
+    for stop in range(1, len(blocks) + 1):
+        if stop == len(blocks) or blocks[stop] != blocks[stop - 1] + 1:
+            yield blocks[start], stop - start
+            start = stop
 
 
 def _bits(values: Iterable[float]) -> Sequence[int]:

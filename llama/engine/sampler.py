@@ -27,6 +27,8 @@ class Sampler:
 
         Raises LlamaError that names the request when a row of it is not finite.
         """
+        if logits.device.type == "mps":  # which has no float64
+            logits = logits.cpu()
         spans = _row_spans(plan)
         assert sum(span.stop - span.start for span in spans) == len(logits)
         _check_finite(logits, plan, spans)

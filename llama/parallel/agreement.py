@@ -100,7 +100,7 @@ def _by_value(column: Sequence[str], hosts: Sequence[str]) -> str:
 
 
 def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=repr)
+    return json.dumps(value, sort_keys=True, default=_as_json)
 
 
 def _shortened(text: str) -> str:
@@ -114,3 +114,9 @@ def _shortened(text: str) -> str:
 def _as_mapping(value: object) -> Mapping[str, object]:
     assert isinstance(value, Mapping)
     return value
+
+
+def _as_json(value: object) -> object:
+    """Arrays and tensors in full, since their repr leaves out the middle; else the repr."""
+    to_list = getattr(value, "tolist", None)
+    return repr(value) if to_list is None else to_list()

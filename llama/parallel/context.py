@@ -68,7 +68,7 @@ class ParallelContext:
 
     @cached_property
     def mailbox(self) -> Mailbox:
-        """The replica's messages: one mailbox, since each awaits ahead and two would steal."""
+        """The replica's one mailbox: two on one group would take each other's messages."""
         return Mailbox(self.messages)
 
     @property

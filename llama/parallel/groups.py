@@ -34,7 +34,7 @@ class Communicators:
     replica: Communicator
     world: Communicator
     messages: Communicator
-    """The replica again, for its mailbox alone: awaited messages and collectives do not mix."""
+    """The replica again, for its mailbox alone: messages and collectives do not mix on a group."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,12 @@ def share_through_store(world: World, text: str) -> list[str]:
     with meeting_errors(f"not all of {world.size} ranks came to the start"):
         key = f"llama/start/{store.add(f'llama/start/count/{world.rank}', 1)}"
         store.set(f"{key}/{world.rank}", text)
-        return [store.get(f"{key}/{rank}").decode() for rank in range(world.size)]
+        texts = [store.get(f"{key}/{rank}").decode() for rank in range(world.size)]
+        if store.add(f"{key}/readers", 1) == world.size:
+            store.set(f"{key}/all", "")
+        if world.rank == 0:  # it may host the store, and end the job for what it has read
+            store.wait([f"{key}/all"])
+        return texts
 
 
 @contextmanager

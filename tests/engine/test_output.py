@@ -25,14 +25,24 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
 
 @given(_TEXTS, _STOPS)
 def test_a_stream_never_shows_part_of_a_stop_string(text: str, stop: tuple[str, ...]) -> None:
-    """Feeding character by character emits exactly the text before the first stop string."""
-    seen, emitted = "", ""
-    for character in text:
-        seen, stopped = cut_at_stop(seen + character, stop)
+    """Character by character, up to the first stop string; what is shown is never taken back."""
+    seen, shown = "", ""
+    for n_fed in range(1, len(text) + 1):
+        seen, stopped = cut_at_stop(seen + text[n_fed - 1], stop)
+        assert (seen, stopped) == cut_at_stop(text[:n_fed], stop)
+        assert seen.startswith(shown)
         if stopped:
             break
-        emitted = seen[: len(seen) - held_back(seen, stop)]
-        assert (seen + "\0").startswith(emitted)
-    final, _ = cut_at_stop(text, stop)
-    assert seen == final
-    assert final.startswith(emitted)
+        n_held = held_back(seen, stop)
+        held = seen[len(seen) - n_held :]
+        assert not held or any(string.startswith(held) for string in stop)
+        assert not any(string in seen[:-n_held] for string in stop if n_held)
+        shown = seen[: len(seen) - n_held]
+
+
+@given(_TEXTS, _STOPS)
+def test_no_more_is_held_back_than_a_stop_string_can_need(text: str, stop: tuple[str, ...]) -> None:
+    """One more character shown would be the beginning of a stop string."""
+    text, _ = cut_at_stop(text, stop)
+    starts = [n for n in range(1, len(text) + 1) for s in stop if s[:-1][:n] == text[-n:]]
+    assert held_back(text, stop) == max(starts, default=0)
