@@ -145,7 +145,9 @@ def _loads_weights_only(call: ast.Call) -> bool:
 RULES: dict[str, Rule] = {
     "import_direction": import_direction,
     "strangers": strangers,
-    "torch.distributed": only_in(("llama.parallel", "launch.agent", "launch.hardware"), "torch.distributed"),
+    "torch.distributed": only_in(
+        ("llama.parallel", "launch.agent", "launch.hardware"), "torch.distributed"
+    ),
     "fairscale": only_in(("llama.parallel.fairscale",), "fairscale"),
     "no_torch": no_torch,
     "file_length": file_length,

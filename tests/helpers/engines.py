@@ -1,4 +1,4 @@
-"""An engine over a checkpoint and a given context, without tokenizer: what most engine tests run."""
+"""An engine over a checkpoint and a given context, without tokenizer, for most engine tests."""
 
 from __future__ import annotations
 
