@@ -18,13 +18,19 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from llama.checkpoint.pickle_scan import foreign_globals
 from llama.checkpoint.signature import accident, is_legacy_torch, is_zip, read_head, regular_file
 from llama.errors import CheckpointError, OutOfMemoryError
 
 # Older ones can be made to run code by a file even with weights_only=True (CVE-2025-32434 and
 # later).
 MIN_TORCH = (2, 10)
+MAX_PICKLE_BYTES = 64 * 2**20
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_REFUSED = (
+    "{path} {what} and is refused, because loading it could run code; get the weights from a "
+    "publisher that you trust"
+)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -99,9 +105,24 @@ def _check_members(path: Path, size: int, archive: zipfile.ZipFile) -> None:
         raise CheckpointError(
             f"{path} is damaged: it declares {declared:,} bytes of content in a file of {size:,}"
         )
+    for name, member in members.items():
+        if name.endswith("data.pkl"):
+            _check_pickle(path, archive, member)
     order = next((name for name in members if name.endswith("/byteorder")), None)
     if order is not None and archive.read(order) != sys.byteorder.encode():
         raise CheckpointError(f"{path} was written on a machine of another byte order; convert it")
+
+
+def _check_pickle(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    if member.file_size > MAX_PICKLE_BYTES:
+        raise CheckpointError(
+            f"{path} lists its tensors in {member.file_size:,} bytes, more than the "
+            f"{MAX_PICKLE_BYTES:,} that any checkpoint needs; it is damaged or made to do harm"
+        )
+    for name in foreign_globals(archive.read(member)):
+        raise CheckpointError(
+            _REFUSED.format(path=path, what=f"holds more than plain tensors ({name.replace(' ', '.')})")
+        )
 
 
 def _explained(error: Exception, path: Path, size: int) -> Exception:
@@ -112,11 +133,8 @@ def _explained(error: Exception, path: Path, size: int) -> Exception:
         )
     if isinstance(error, UnpicklingError):
         found = _GLOBAL.search(text)
-        what = f"holds more than tensors ({found[1]})" if found else "is no mere list of tensors"
-        return CheckpointError(
-            f"{path} {what} and is refused, because loading it could run code; get the weights "
-            f"from a publisher that you trust"
-        )
+        what = f"holds more than plain tensors ({found[1]})" if found else "is no mere list of tensors"
+        return CheckpointError(_REFUSED.format(path=path, what=what))
     return CheckpointError(
         f"{path} ({size:,} bytes) is damaged and cannot be read ({type(error).__name__}); "
         f"download it again"
