@@ -120,9 +120,8 @@ def _check_pickle(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
             f"{MAX_PICKLE_BYTES:,} that any checkpoint needs; it is damaged or made to do harm"
         )
     for name in foreign_globals(archive.read(member)):
-        raise CheckpointError(
-            _REFUSED.format(path=path, what=f"holds more than plain tensors ({name.replace(' ', '.')})")
-        )
+        what = f"holds more than plain tensors ({name.replace(' ', '.')})"
+        raise CheckpointError(_REFUSED.format(path=path, what=what))
 
 
 def _explained(error: Exception, path: Path, size: int) -> Exception:
@@ -133,7 +132,9 @@ def _explained(error: Exception, path: Path, size: int) -> Exception:
         )
     if isinstance(error, UnpicklingError):
         found = _GLOBAL.search(text)
-        what = f"holds more than plain tensors ({found[1]})" if found else "is no mere list of tensors"
+        what = "is no mere list of tensors"
+        if found:
+            what = f"holds more than plain tensors ({found[1]})"
         return CheckpointError(_REFUSED.format(path=path, what=what))
     return CheckpointError(
         f"{path} ({size:,} bytes) is damaged and cannot be read ({type(error).__name__}); "
