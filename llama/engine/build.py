@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,17 @@ def _build(
 
 
 def find_tokenizer(ckpt_dir: str | Path) -> Path:
-    """`tokenizer.model` in the checkpoint's folder, or beside it as Meta's Llama 1 and 2."""
-    folder = Path(ckpt_dir)
+    """`tokenizer.model` in the checkpoint's folder, or beside it as Meta's Llama 1 and 2.
+
+    Raises CheckpointError where there is none.
+    """
+    folder = Path(abspath(ckpt_dir))  # "." by itself has no parent to look into
     candidates = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     for path in candidates:
         if path.is_file():
             return path
     looked = " and ".join(str(path) for path in candidates)
-    raise UsageError(f"no tokenizer found (looked for {looked}); give tokenizer_path")
+    raise CheckpointError(f"no tokenizer found (looked for {looked}); give tokenizer_path")
 
 
 def load_stage(

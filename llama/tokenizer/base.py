@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from os import PathLike, fspath
+from os.path import abspath
 from typing import Any, ClassVar
 
 from llama.errors import CheckpointError, UsageError
@@ -27,7 +28,7 @@ class Tokenizer:
     no token. `stop_tokens` end an answer. `special_tokens` are the ids that text never encodes to,
     by name.
 
-    Raises UsageError when the file cannot be opened, CheckpointError when it is no tokenizer.
+    Raises CheckpointError when the file cannot be opened or is no tokenizer.
     """
 
     n_words: int
@@ -89,16 +90,17 @@ def checked_text(s: Any) -> str:
 
 
 def read_tokenizer_file(path: str | PathLike[str], *, limit: int = -1) -> bytes:
-    """The first `limit` bytes of the file (all of them for -1); UsageError when it cannot be
+    """The first `limit` bytes of the file (all of them for -1); CheckpointError when it cannot be
     opened.
     """
     try:
         with open(path, "rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise UsageError(
-            f"cannot open tokenizer {fspath(path)}: {error.strerror}; "
-            "tokenizer_path must name the tokenizer.model file itself"
+        is_folder = isinstance(error, IsADirectoryError)
+        hint = "; tokenizer_path must name the tokenizer.model file itself" if is_folder else ""
+        raise CheckpointError(
+            f"cannot open tokenizer {abspath(path)}: {error.strerror}{hint}"
         ) from error
 
 

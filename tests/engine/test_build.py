@@ -85,15 +85,19 @@ def test_weights_and_cache_have_the_compute_dtype(ckpt_dir: str) -> None:
         assert len(result.token_ids) == 3
 
 
-def test_the_tokenizer_is_in_the_folder_or_beside_it(tmp_path: Path) -> None:
+def test_the_tokenizer_is_in_the_folder_or_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "7B"
     folder.mkdir()
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         find_tokenizer(folder)
     for part in (folder / "tokenizer.model", tmp_path / "tokenizer.model", "tokenizer_path"):
         assert str(part) in str(caught.value)
     (tmp_path / "tokenizer.model").touch()
     assert find_tokenizer(str(folder)) == tmp_path / "tokenizer.model"
+    monkeypatch.chdir(folder)
+    assert find_tokenizer(".") == tmp_path / "tokenizer.model"
     (folder / "tokenizer.model").touch()
     assert find_tokenizer(folder) == folder / "tokenizer.model"
 

@@ -75,7 +75,7 @@ BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
     ),
     "no tokenizer": (
         {"tokenizer_path": "nowhere.model"},
-        refused(UsageError, "nowhere.model"),
+        refused(CheckpointError, "nowhere.model"),
     ),
     "no tokenizer file": (
         {"tokenizer_path": "no.model"},

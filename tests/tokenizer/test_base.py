@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.errors import CheckpointError, UsageError
+from llama.errors import CheckpointError
 from llama.tokenizer import Tokenizer
 from llama.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama.tokenizer.tiktoken import TiktokenTokenizer
@@ -51,8 +51,8 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: bytes, re
     assert str(path) in str(caught.value)
 
 
-def test_a_path_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nowhere\.model: No such file"):
+def test_a_path_that_cannot_be_opened_is_a_checkpoint_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.model: No such file"):
         Tokenizer(tmp_path / "nowhere.model")
-    with pytest.raises(UsageError, match="Is a directory; tokenizer_path must name"):
+    with pytest.raises(CheckpointError, match="Is a directory; tokenizer_path must name"):
         Tokenizer(tmp_path)
