@@ -10,7 +10,11 @@ import pickletools
 import re
 from collections.abc import Iterator
 
-_STORAGE = re.compile(r"torch(\.storage)? \w+Storage")
+# Not torch.storage.TypedStorage, which a pickle may call for memory of any content.
+_STORAGE = re.compile(
+    r"torch (BFloat16|Bool|Byte|Char|ComplexDouble|ComplexFloat|Double|Float|Half|Int|Long|Short)"
+    r"Storage"
+)
 _ALLOWED = frozenset(
     {
         "collections OrderedDict",

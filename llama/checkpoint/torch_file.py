@@ -18,6 +18,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from llama.checkpoint.file_mappings import FileMappings
 from llama.checkpoint.pickle_scan import foreign_globals
 from llama.checkpoint.signature import accident, is_legacy_torch, is_zip, read_head, regular_file
 from llama.errors import CheckpointError, OutOfMemoryError
@@ -50,6 +51,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise _explained(error, path, size) from None
     _check_is_flat(loaded, path)
     tensors: dict[str, Tensor] = loaded
+    if sys.platform == "linux":
+        _check_is_mapped(tensors, path)
     return tensors
 
 
@@ -89,7 +92,8 @@ def _check_is_torch_zip(path: Path, size: int) -> None:
 
 def _check_members(path: Path, size: int, archive: zipfile.ZipFile) -> None:
     """Refuse what torch.save never writes, and what could not be used as it lies in the file."""
-    members = {member.filename: member for member in archive.infolist()}
+    # torch finds members whatever their case, so DATA.PKL may be what it reads
+    members = {member.filename.lower(): member for member in archive.infolist()}
     if not any(name.endswith("data.pkl") for name in members):
         raise CheckpointError(
             f"{path} is a zip archive but not one of torch.save: no data.pkl in it"
@@ -109,7 +113,7 @@ def _check_members(path: Path, size: int, archive: zipfile.ZipFile) -> None:
         if name.endswith("data.pkl"):
             _check_pickle(path, archive, member)
     order = next((name for name in members if name.endswith("/byteorder")), None)
-    if order is not None and archive.read(order) != sys.byteorder.encode():
+    if order is not None and archive.read(members[order]) != sys.byteorder.encode():
         raise CheckpointError(f"{path} was written on a machine of another byte order; convert it")
 
 
@@ -119,8 +123,15 @@ def _check_pickle(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
             f"{path} lists its tensors in {member.file_size:,} bytes, more than the "
             f"{MAX_PICKLE_BYTES:,} that any checkpoint needs; it is damaged or made to do harm"
         )
-    for name in foreign_globals(archive.read(member)):
-        what = f"holds more than plain tensors ({name.replace(' ', '.')})"
+    pickled = archive.read(member)
+    try:
+        foreign = next(foreign_globals(pickled), None)
+    except ValueError:
+        raise CheckpointError(
+            f"{path} is damaged: its list of tensors is no pickle; download it again"
+        ) from None
+    if foreign is not None:
+        what = f"holds more than plain tensors ({foreign.replace(' ', '.')})"
         raise CheckpointError(_REFUSED.format(path=path, what=what))
 
 
@@ -155,3 +166,13 @@ def _check_is_flat(loaded: object, path: Path) -> None:
             )
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
+
+
+def _check_is_mapped(tensors: dict[str, Tensor], path: Path) -> None:
+    """What passed for a tensor of the file must lie in it: its pages are dropped after use."""
+    mappings = FileMappings()
+    for name, tensor in tensors.items():
+        if not mappings.back(tensor):
+            raise CheckpointError(
+                f"{path}: {name} does not lie in the file; it is damaged or made to do harm"
+            )

@@ -224,3 +224,60 @@ def test_a_tensor_that_lies_outside_the_file_is_refused(tmp_path: Path) -> None:
 def test_names_computed_by_the_pickle_are_refused() -> None:
     assert list(foreign_globals(pickle.dumps(torch.Size, protocol=4)))
     assert not list(foreign_globals(pickle.dumps({"a": [1, 2.0]}, protocol=2)))
+
+
+OTHERS = {name: content for name, content in MEMBERS.items() if name != "archive/data.pkl"}
+HEAP_TENSOR = b"\x80\x02}X\x01\x00\x00\x00wctorch\nFloatTensor\n]G?\xf0\0\0\0\0\0\0a\x85Rs."
+HEAP_STORAGE = (
+    b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n"
+    b"(ctorch.storage\nTypedStorage\nK\x09\x85RK\x00K\x09\x85K\x01\x85\x89"
+    b"ccollections\nOrderedDict\n)RtRs."
+)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"archive/data.pkl": HEAP_TENSOR}, "(torch.FloatTensor)"),
+        ({"archive/data.pkl": HEAP_STORAGE}, "(torch.storage.TypedStorage)"),
+        ({"archive/DATA.PKL": HEAP_TENSOR, "archive/xdata.pkl": b"N."}, "(torch.FloatTensor)"),
+        ({"archive/data.pkl": b"N.", "archive/DATA.PKL": HEAP_TENSOR}, "lists a member twice"),
+        ({"archive/data.pkl": b"\x80\x02}"}, "its list of tensors is no pickle"),
+        ({"archive/data.pkl": b"\x80\x02\xff."}, "its list of tensors is no pickle"),
+    ],
+)
+def test_what_torch_itself_would_let_pass_is_refused(
+    members: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(zip_of({**members, **OTHERS}))
+    assert message in message_of(path)
+    assert "weights_only" not in message_of(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("pickled", [HEAP_TENSOR, HEAP_STORAGE])
+def test_memory_outside_the_file_is_refused_even_if_its_pickle_passes(
+    pickled: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama.checkpoint.torch_file.foreign_globals", lambda _: iter(()))
+    path = tmp_path / NAME
+    path.write_bytes(zip_of({"archive/data.pkl": pickled, **OTHERS}))
+    assert "w does not lie in the file" in message_of(path)
+
+
+def test_every_floating_dtype_and_parameters_and_state_dicts_still_load(tmp_path: Path) -> None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    state = nn.Linear(2, 3).state_dict()  # an OrderedDict with attributes
+    state |= {str(dtype): torch.ones(5, dtype=dtype) for dtype in dtypes}
+    state |= {"parameter": nn.Parameter(torch.ones(2)), "empty": torch.ones(0)}
+    torch.save(state, tmp_path / NAME)
+    tensors = load_tensors(tmp_path / NAME)
+    assert list(tensors) == list(state)
+    for name, tensor in state.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+
+
+def test_the_demo_model_still_loads() -> None:
+    for path in (Path(__file__).parents[2] / "examples/demo_model").glob("*.pth"):
+        assert load_tensors(path)
