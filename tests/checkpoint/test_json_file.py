@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.checkpoint.json_file import read_object
+from llama.checkpoint.files.json_file import read_object
 from llama.errors import CheckpointError
 
 BAD_FILES = {

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llama.checkpoint.signature import accident, regular_file
+from llama.checkpoint.files.signature import accident, regular_file
 from llama.errors import CheckpointError
 
 MAX_BYTES = 1_000_000
@@ -29,6 +29,11 @@ def read_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     cause = accident(raw[:512])
     if cause is not None:
         raise CheckpointError(f"{path} ({size:,} bytes) is {cause}")
+    return parse_object(raw, path)
+
+
+def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
+    """The object that `raw`, a part of `path`, spells. Raises CheckpointError as read_object."""
     try:
         value = json.loads(
             raw.decode("utf-8"),

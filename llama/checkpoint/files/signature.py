@@ -69,8 +69,12 @@ def is_zip(head: bytes) -> bool:
 
 
 def is_legacy_torch(head: bytes) -> bool:
-    """Whether torch before 1.6 wrote it: a bare pickle stream, or a tar archive of them."""
-    return head.startswith(_PICKLE) or head[257:262] == b"ustar"
+    """Whether torch before 1.6 may have written it: a row of pickles."""
+    return head.startswith(_PICKLE)
+
+
+def is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""What lies in files: dense tensors with their place, containers read without trusting them."""
