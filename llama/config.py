@@ -19,14 +19,21 @@ DEFAULT_BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling (wavelength bands; see `llama.ops.rope`)."""
+    """How RoPE frequencies are stretched; see `llama.ops.rope`.
+
+    "llama3" is Llama 3.1's (wavelength bands); "linear" divides every frequency by `factor` and
+    uses nothing else.
+    """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    kind: Literal["llama3", "linear"] = "llama3"
 
     def __post_init__(self) -> None:
+        if self.kind not in ("llama3", "linear"):
+            raise UsageError(f"unknown rope scaling {self.kind!r}; known: llama3, linear")
         values = (self.factor, self.low_freq_factor, self.high_freq_factor)
         if not all(math.isfinite(v) and v > 0 for v in values) or self.original_context < 1:
             raise UsageError(f"rope scaling needs finite positive numbers, got {self}")
@@ -43,6 +50,9 @@ class ModelConfig:
 
     `rope_style` says which pairs of a head rotate together: "interleaved" (2i, 2i+1; Meta and
     Mistral files) or "half" (i, i + head_dim/2; Hugging Face files). It belongs to the checkpoint.
+    `sliding_window` counts the keys that a query sees, its own included; a tuple goes round the
+    layers and None in it means all. `tied_embeddings`: the head is the embedding, stored once.
+    `max_positions` is how far positions go: a hard limit where they are learned ("gpt2").
     """
 
     dim: int
@@ -59,6 +69,10 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     architecture: str = "llama"
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    tied_embeddings: bool = False
+    sliding_window: int | tuple[int | None, ...] | None = None
+    max_positions: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -81,12 +95,27 @@ class ModelConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be a finite positive number, got {value!r}")
+        for size in (*self.windows, self.max_positions):
+            if size is not None and (
+                isinstance(size, bool) or not isinstance(size, int) or size < 1
+            ):
+                raise UsageError(
+                    f"sliding_window and max_positions must be integers of at least 1, got {size!r}"
+                )
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of every layer; None where a query sees all keys before it."""
+        given = self.sliding_window
+        cycle = given if isinstance(given, tuple) and given else (given,)
+        return tuple(cycle[layer % len(cycle)] for layer in range(self.n_layers))  # type: ignore[misc]
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one block, for balancing stages."""
+        """Weights of one block without the vectors among them, for balancing stages."""
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        return attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        n_ffn_matrices = 2 if self.architecture == "gpt2" else 3
+        return attention + n_ffn_matrices * self.dim * self.ffn_dim + 2 * self.dim
 
     @property
     def embedding_parameters(self) -> int:
@@ -98,11 +127,13 @@ class ModelConfig:
 class ParallelConfig:
     """What the user asked for; None means "find out". `timeout_s` bounds one collective.
 
+    A size "auto" is chosen for the checkpoint, by `llama.engine.decide.decide_layout`.
+
     `control_timeout_s` bounds the wait for rank 0's next plan; an interactive job idles that long.
     """
 
-    tp_size: int | None = None
-    pp_size: int | None = None
+    tp_size: int | Literal["auto"] | None = None
+    pp_size: int | Literal["auto"] | None = None
     device: str | None = None
     backend: str | None = None
     timeout_s: float = 300.0

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llama.checkpoint.meta_layout import is_rope_table
-from llama.checkpoint.params import Params, ffn_dim
-from llama.checkpoint.reader import TensorInfo
-from llama.checkpoint.stored import StoredTensor
+from llama.checkpoint.files.part import MemoryTensor
+from llama.checkpoint.files.stored import StoredTensor
+from llama.checkpoint.formats.meta_layout import is_rope_table
+from llama.checkpoint.formats.params import Params, ffn_dim
+from llama.checkpoint.reader import CheckpointReader
 from llama.config import EngineConfig, ModelConfig, RopeScaling
-from llama.engine.build import checkpoint_dtype, load_stage, make_cache, resolve_dtype
+from llama.engine.build import load_stage, make_cache
+from llama.engine.decide import resolve_dtype
 from llama.engine.engine import Engine
 from llama.errors import UsageError
 from llama.layers.attention import ParallelAttention as Attention
@@ -193,35 +195,19 @@ class Transformer(nn.Module):
             raise UsageError(f"load_state_dict got names of no Llama tensor: {unexpected[:10]}")
         kept = {name: tensor for name, tensor in tensors.items() if name in known}
         self.params.vocab_size = vocab_size
-        self._attach(_single_process_engine(_StateDict(config, kept), self.params))
+        self._attach(_single_process_engine(_in_memory(config, kept), self.params))
         return IncompatibleKeys([], unexpected)
 
 
-class _StateDict:
-    """A CheckpointReader over full tensors in memory."""
-
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-        self.config = config
-        self.ignored: Mapping[str, str] = {}
-        self._stored = {
-            name: StoredTensor.of([tensor], ["the state dict"], dim=None)
-            for name, tensor in tensors.items()
-        }
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: stored.info for name, stored in self._stored.items()
-        }
-
-    def read_into(self, out: Tensor, name: str, *, dim: int | None = None, start: int = 0) -> int:
-        return self._stored[name].read_into(out, dim=dim, start=start)
-
-    def close(self) -> None:
-        self._stored.clear()
+def _in_memory(config: ModelConfig, tensors: Mapping[str, Tensor]) -> CheckpointReader:
+    stored = {name: StoredTensor.of([MemoryTensor(tensor)]) for name, tensor in tensors.items()}
+    return CheckpointReader("memory", Path(), config, stored, ignored={})
 
 
-def _single_process_engine(reader: _StateDict, params: ModelArgs) -> Engine:
+def _single_process_engine(reader: CheckpointReader, params: ModelArgs) -> Engine:
     config = EngineConfig(max_seq_len=params.max_seq_len, max_batch_size=params.max_batch_size)
     context = single()
-    dtype = resolve_dtype(None, device=context.device, checkpoint=checkpoint_dtype(reader))
+    dtype = resolve_dtype(None, device=context.device, checkpoint=reader.dtype)
     stage, _ = load_stage(reader, config=config, context=context, dtype=dtype)
     return Engine(
         model_config=reader.config,

@@ -1,7 +1,6 @@
 """From files to parameters: readers (one per container), the pull loader, and its report.
 
-A reader class takes the folder, and its `recognises(folder)` says whether the folder is of its
-format.
+FORMATS are asked in order whether a folder is theirs; each is a `llama.checkpoint.reader.Format`.
 """
 
 from __future__ import annotations
@@ -9,20 +8,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llama.checkpoint.reader import CheckpointReader
+from llama.checkpoint.reader import CheckpointReader, Format
 from llama.errors import CheckpointError, UsageError
 from llama.registry import resolve
 
 FORMATS = {
-    "meta": "llama.checkpoint.meta:MetaReader",
+    "meta": "llama.checkpoint.formats.meta:META",
+    "mistral": "llama.checkpoint.formats.mistral:MISTRAL",
+    "hf": "llama.checkpoint.formats.hf:HF",
+    "megatron": "llama.checkpoint.formats.megatron:MEGATRON",
+    "dcp": "llama.checkpoint.formats.dcp:DCP",
 }
 
 
 def open_checkpoint(ckpt_dir: str | Path, *, format: str | None = None) -> CheckpointReader:
     """The checkpoint in the folder `ckpt_dir`, in `format` or in the first one that recognises it.
 
-    Raises CheckpointError when there is none or it is broken, OutOfMemoryError when it cannot be
-    mapped, UsageError for an empty ckpt_dir or an unknown format.
+    Raises CheckpointError when there is none or it is broken, UsageError for an empty ckpt_dir or
+    an unknown format.
     """
     if not isinstance(ckpt_dir, str | os.PathLike):
         raise UsageError(f"ckpt_dir is {ckpt_dir!r}; give the folder that holds the checkpoint")
@@ -31,10 +34,9 @@ def open_checkpoint(ckpt_dir: str | Path, *, format: str | None = None) -> Check
     folder = Path(ckpt_dir)
     names = _names(folder)
     for known in FORMATS if format is None else (format,):
-        reader_class = resolve(FORMATS, known, kind="checkpoint format")
-        if format is not None or reader_class.recognises(folder):
-            reader: CheckpointReader = reader_class(folder)
-            return reader
+        found: Format = resolve(FORMATS, known, kind="checkpoint format")
+        if format is not None or found.recognises(folder):
+            return found.open(folder)
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     raise CheckpointError(
         f"no checkpoint files found in {ckpt_dir}: "

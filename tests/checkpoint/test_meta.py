@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llama.checkpoint import open_checkpoint
+from llama.checkpoint.formats.meta import META
 from llama.checkpoint.reader import CheckpointReader
 from llama.config import RopeScaling
 from llama.errors import CheckpointError, UnknownNameError, UsageError
@@ -47,9 +50,9 @@ def edit_file(folder: Path, number: int, **tensors: Tensor | None) -> None:
     torch.save({name: tensor for name, tensor in held.items() if tensor is not None}, path)
 
 
-def message_of(folder: Path | str) -> str:
+def message_of(folder: Path | str, **options: Any) -> str:
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(folder)
+        open_checkpoint(folder, **options)
     return str(caught.value)
 
 
@@ -72,15 +75,18 @@ def test_any_number_of_files_is_the_same_model(
     reader.close()
 
 
+def file_names(reader: CheckpointReader, name: str) -> list[str]:
+    return [path.name for path in reader.tensors[name].paths]
+
+
 def test_three_files(tmp_path: Path) -> None:
     config = tiny_config(dim=36, n_heads=6, n_kv_heads=3, vocab_size=66)
     weights = random_model(config)
     reader = open_checkpoint(write_meta(tmp_path, config, weights, n_files=3, embedding_split=1))
     assert all(torch.equal(read(reader, name), weight) for name, weight in weights.items())
-    assert reader.tensors["output.weight"].files == tuple(
-        f"consolidated.0{n}.pth" for n in range(3)
-    )
-    assert reader.tensors["norm.weight"].files == ("consolidated.00.pth",)
+    files = [f"consolidated.0{n}.pth" for n in range(3)]
+    assert file_names(reader, "output.weight") == files
+    assert file_names(reader, "norm.weight") == files[:1]
 
 
 def test_scaled_rope_and_biases(tmp_path: Path) -> None:
@@ -103,17 +109,26 @@ def test_copied_kv_heads_are_read_once(n_files: int, tmp_path: Path) -> None:
     reader = open_checkpoint(write_meta(tmp_path, GQA, weights, n_files=n_files))
     assert reader.config == GQA
     assert all(torch.equal(read(reader, name), weight) for name, weight in weights.items())
-    assert reader.tensors["layers.0.attention.wk.weight"].files == (
+    assert file_names(reader, "layers.0.attention.wk.weight") == [
         "consolidated.00.pth",
         f"consolidated.{n_files // 2:02d}.pth",
-    )
+    ]
 
 
-def test_copied_kv_heads_that_are_missing_are_left_to_the_loader(tmp_path: Path) -> None:
+def test_copied_kv_heads_that_are_missing_are_named(tmp_path: Path) -> None:
     weights = random_model(GQA)
     del weights["layers.0.attention.wk.weight"]
-    reader = open_checkpoint(write_meta(tmp_path, GQA, weights, n_files=4))
-    assert set(reader.tensors) == set(weights)
+    message = message_of(write_meta(tmp_path, GQA, weights, n_files=4))
+    assert "lacks 1 of the 30 tensors of its model: layers.0.attention.wk.weight" in message
+
+
+def test_copies_that_are_no_copies_are_named(tmp_path: Path) -> None:
+    other = torch.randn(4, 32)
+    write_meta(tmp_path, GQA, random_model(GQA), n_files=4)
+    edit_file(tmp_path, 3, layers__0__attention__wk__weight=other)
+    assert "consolidated.02.pth and consolidated.03.pth hold the same KV head" in (
+        message_of(tmp_path)
+    )
 
 
 def test_kv_heads_that_params_counts_as_copies_stay_copies(tmp_path: Path) -> None:
@@ -194,7 +209,7 @@ def test_folders_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_format_can_be_demanded(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="unknown checkpoint format 'gguf'; known: meta"):
+    with pytest.raises(UnknownNameError, match="unknown checkpoint format 'gguf'; known: dcp"):
         open_checkpoint(tmp_path, format="gguf")
     with pytest.raises(CheckpointError, match=r"params\.json: No such file"):
         open_checkpoint(tmp_path, format="meta")
@@ -319,10 +334,10 @@ def test_a_file_that_is_no_llama(fault: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("embedding_split", [0, 1])
-def test_the_vocabulary_is_known_without_a_head(embedding_split: int, tmp_path: Path) -> None:
+def test_a_missing_head_is_named(embedding_split: int, tmp_path: Path) -> None:
     headless = {name: weight for name, weight in WEIGHTS.items() if name != "output.weight"}
     write_meta(tmp_path, MHA, headless, n_files=2, embedding_split=embedding_split)
-    assert open_checkpoint(tmp_path).config == MHA
+    assert "lacks 1 of the 30 tensors of its model: output.weight" in message_of(tmp_path)
 
 
 def test_a_broken_later_file_is_found_on_opening(tmp_path: Path) -> None:
@@ -334,28 +349,32 @@ def test_a_broken_later_file_is_found_on_opening(tmp_path: Path) -> None:
     assert f"{path.stat().st_size:,} bytes are there" in message
 
 
-def resident_bytes(path: Path) -> int:
-    """How much of the mapped file `path` counts as memory of this process."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            inside = line.endswith(str(path))
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
+@pytest.mark.parametrize("key", ["sliding_window", "_sliding_window"])
+def test_one_file_of_a_model_with_a_window_is_not_of_this_format(key: str, tmp_path: Path) -> None:
+    write_meta(tmp_path, MHA, WEIGHTS)
+    assert META.recognises(tmp_path)
+    (tmp_path / "params.json").write_text("{")
+    assert META.recognises(tmp_path)
+    edited = tmp_path / "edited"
+    edit_params(write_meta(edited, MHA, WEIGHTS), **{key: 16})
+    assert not META.recognises(edited)
+    assert f"{key} 16 means a sliding attention window, which only Mistral's" in (
+        message_of(edited, format="meta")
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
-    config = tiny_config(vocab_size=2**15)  # 4 MiB embedding and head
-    weights = random_model(config)
-    reader = open_checkpoint(write_meta(tmp_path, config, weights))
-    out = torch.empty(2**15, 16)
-    for name in ("tok_embeddings.weight", "output.weight", "tok_embeddings.weight"):
-        reader.read_into(out, name, dim=1, start=8)
-        assert torch.equal(out, weights[name][:, 8:24])
-        assert resident_bytes(tmp_path / "consolidated.00.pth") < 2**20
-    assert torch.equal(read(reader, "norm.weight"), weights["norm.weight"])
+def test_opening_reads_no_weights(tmp_path: Path) -> None:
+    """Only headers, listings and one row for each file that should hold copies."""
+    config = tiny_config(vocab_size=2**15, n_kv_heads=2)  # 4 MiB embedding and head
+    write_meta(tmp_path, config, random_model(config), n_files=4)
+    before = bytes_read()
+    open_checkpoint(tmp_path)
+    assert bytes_read() - before < 2**20
+
+
+def bytes_read() -> int:
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])  # type: ignore[index]
 
 
 def test_checks_survive_python_without_asserts(tmp_path: Path) -> None:
@@ -371,11 +390,12 @@ def test_checks_survive_python_without_asserts(tmp_path: Path) -> None:
     assert done.stdout.startswith("CheckpointError consolidated.01.pth is missing"), done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_closing_lets_go(tmp_path: Path) -> None:
     reader = open_checkpoint(write_meta(tmp_path, MHA, WEIGHTS))
+    descriptors = len(os.listdir("/proc/self/fd"))
     reader.close()
-    with pytest.raises(KeyError):
-        reader.read_into(torch.empty(32), "norm.weight")
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
 
 
 def test_the_helper_cuts_as_meta_does() -> None:
@@ -396,3 +416,26 @@ def test_the_helper_cuts_as_meta_does() -> None:
     )
     assert torch.equal(second["tok_embeddings.weight"], weights["tok_embeddings.weight"][:, 2:])
     assert torch.equal(second["output.weight"], weights["output.weight"][1:])
+
+
+def test_links_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    weights = random_model(GQA)
+    folder = write_meta(tmp_path / "hub" / "model", GQA, weights, n_files=2)
+    file = folder / "consolidated.01.pth"
+    file.rename(folder / "second")
+    file.symlink_to("second")
+    assert open_checkpoint(folder).config == GQA
+    (folder / "second").rename(tmp_path / "second")
+    file.unlink()
+    file.symlink_to(tmp_path / "second")
+    assert f"{file} is a link that leads out of its folder, to {tmp_path / 'second'}" in message_of(
+        folder
+    )
+    snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    blob = tmp_path / "hub" / "models--a--b" / "blob"
+    (tmp_path / "second").rename(blob)
+    (snapshot / file.name).unlink()
+    (snapshot / file.name).symlink_to("../../blob")
+    assert open_checkpoint(snapshot).config == GQA

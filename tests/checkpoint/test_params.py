@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama.checkpoint.params import ffn_dim, read_params
+from llama.checkpoint.formats.params import ffn_dim, read_params
 from llama.config import ModelConfig, RopeScaling
 from llama.errors import CheckpointError
 
@@ -198,10 +198,66 @@ def test_ffn_dim_rounds_up() -> None:
     assert ffn_dim(3, multiple_of=8, multiplier=1.1) == 8
 
 
+V01 = {
+    "dim": 4096, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32,
+    "n_kv_heads": 8, "norm_eps": 1e-05, "vocab_size": 32000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "theta"),
+    [
+        ({"sliding_window": 4096}, 4096, 1e4),  # v0.1
+        ({"sliding_window": "4096"}, 4096, 1e4),
+        ({"_sliding_window": [None, 128, "64"], "rope_theta": 1e6}, (None, 128, 64), 1e6),
+        ({"sliding_window": [None, None]}, None, 1e6),
+        ({"sliding_window": None, "model_type": "transformer", "moe": None}, None, 1e6),
+        ({}, None, 1e6),
+        ({"rope_theta": None, "sliding_window": 7}, 7, 1e4),
+        ({"rope_theta": 5.0}, None, 5.0),
+    ],
+)
+def test_the_params_of_mistral(
+    changes: dict[str, Any], window: object, theta: float, tmp_path: Path
+) -> None:
+    path = write(tmp_path, {**V01, **changes})
+    config = read_params(path, dialect="mistral").model_config(vocab_size=32000)
+    assert (config.sliding_window, config.rope_theta, config.ffn_dim) == (window, theta, 14336)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 0}, "sliding_window must be tokens from 1 to 2,147,483,648"),
+        ({"sliding_window": True}, "not True"),
+        ({"sliding_window": "4k"}, "not '4k'"),
+        ({"sliding_window": "9" * 5000}, "sliding_window must be"),
+        ({"sliding_window": []}, "lists 0 windows"),
+        ({"sliding_window": [[8]]}, "not a list"),
+        ({"sliding_window": 8, "_sliding_window": 8}, "sliding_window, _sliding_window"),
+        ({"moe": {"num_experts": 8}}, "a mixture of experts"),
+        ({"lora": {"rank": 64}}, "low-rank adapters"),
+        ({"vision_encoder": {}}, "a vision encoder"),
+        ({"model_type": "mamba"}, "model_type must be 'transformer', not 'mamba'"),
+        ({"head_dim": None}, "lacks head_dim"),
+        ({"hidden_dim": None}, "lacks hidden_dim"),
+    ],
+)
+def test_what_the_params_of_mistral_must_not_say(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, {**V01, **changes})
+    with pytest.raises(CheckpointError) as caught:
+        read_params(path, dialect="mistral")
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
 KEYS = st.sampled_from(
     ["dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "model",
      "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope", "moe",
-     "rope_scaling_factor", "rope_high_freq_factor", "max_seq_len", "sliding_window", "other"]
+     "rope_scaling_factor", "rope_high_freq_factor", "max_seq_len", "sliding_window",
+     "_sliding_window", "other"]
 )  # fmt: skip
 PLAIN = (
     st.none()
@@ -217,15 +273,20 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(changes=st.dictionaries(KEYS, VALUES), drop=st.sets(KEYS), vocab_size=st.integers(1, 10**9))
+@given(
+    changes=st.dictionaries(KEYS, VALUES),
+    drop=st.sets(KEYS),
+    vocab_size=st.integers(1, 10**9),
+    dialect=st.sampled_from(["meta", "mistral"]),
+)
 def test_fuzzed_params_make_a_config_or_a_checkpoint_error(
-    changes: dict[str, Any], drop: set[str], vocab_size: int, tmp_path_factory: Any
+    changes: dict[str, Any], drop: set[str], vocab_size: int, dialect: Any, tmp_path_factory: Any
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed_params.json"
-    params = {**SMALL, "rope_theta": 1e4, **changes}
+    params = {**(SMALL if dialect == "meta" else V01), "rope_theta": 1e4, **changes}
     path.write_text(json.dumps({key: params[key] for key in params if key not in drop}))
     try:
-        config = config_of(path, vocab_size=vocab_size)
+        config = read_params(path, dialect=dialect).model_config(vocab_size=vocab_size)
     except CheckpointError as error:
         assert str(path) in str(error)
     else:

@@ -80,6 +80,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Weights:
         else:
             gain = 4.0 if name == "output.weight" else 1.5
             weights[name] = weight * (gain / math.sqrt(shape[1]))
+    if config.tied_embeddings:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
     return weights
 
 

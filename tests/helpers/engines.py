@@ -1,4 +1,4 @@
-"""An engine over a checkpoint and a given context, without tokenizer, for most engine tests."""
+"""An engine over a checkpoint and a given context, for most engine tests without tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from llama.config import EngineConfig
 from llama.engine.build import load_stage, make_cache
 from llama.engine.engine import Engine
 from llama.parallel.context import ParallelContext
+from llama.tokenizer import Tokenizer
 
 
 def make_engine(
-    context: ParallelContext, ckpt_dir: str | Path, *, seed: int = 0, **options: Any
+    context: ParallelContext,
+    ckpt_dir: str | Path,
+    *,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    **options: Any,
 ) -> Engine:
     """A float32 engine; `options` are EngineConfig's."""
     config = EngineConfig(**{"max_seq_len": 128, "max_batch_size": 8, "block_size": 4, **options})
@@ -30,5 +36,6 @@ def make_engine(
         stage=stage,
         cache=make_cache(stage, config=config, context=context, dtype=torch.float32),
         dtype=torch.float32,
+        tokenizer=tokenizer,
         seed=seed,
     )

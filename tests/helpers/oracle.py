@@ -2,7 +2,8 @@
 
 No cache, no batch, no parallelism, nothing of llama.* but the sizes. Every call computes every
 position of one sequence from scratch, in float32. Formulas are those of Meta's reference model
-(RMSNorm, rotary embedding, grouped-query attention, SwiGLU) and of Llama 3.1's frequency scaling.
+(RMSNorm, rotary embedding, grouped-query attention, SwiGLU), of Llama 3.1's frequency scaling and
+of linear position interpolation.
 """
 
 from __future__ import annotations
@@ -105,9 +106,14 @@ def frequencies(config: ModelConfig) -> Tensor:
 
 
 def scaled(config: ModelConfig, frequency: float) -> float:
-    """Llama 3.1: slow turns are slowed by `factor`, fast ones stay, those between are mixed."""
+    """Llama 3.1: slow turns are slowed by `factor`, fast ones stay, those between are mixed.
+
+    Linear: all are slowed.
+    """
     scaling = config.rope_scaling
     assert scaling is not None
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
     wavelength = 2 * math.pi / frequency
     turns = scaling.original_context / wavelength
     if turns < scaling.low_freq_factor:

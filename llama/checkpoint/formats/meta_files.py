@@ -6,19 +6,20 @@ are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from llama.checkpoint.params import Params
-from llama.checkpoint.torch_file import load_tensors
+from llama.checkpoint.files.file_tensor import FileTensor
+from llama.checkpoint.files.names import plain_file
+from llama.checkpoint.files.torch_file import load_tensors
+from llama.checkpoint.formats.params import Params
 from llama.checkpoint.wording import shortened
 from llama.errors import CheckpointError
 
 # File name -> tensor name -> what this file holds of it.
-OpenFiles = Mapping[str, Mapping[str, Tensor]]
+OpenFiles = Mapping[str, Mapping[str, FileTensor]]
 
 _NAME = re.compile(r"consolidated\.(\d\d|[1-9]\d\d)\.pth")
 _NORM = "norm.weight"
@@ -32,35 +33,38 @@ def file_name(number: int) -> str:
 
 def numbered_files(folder: Path) -> list[int]:
     """The numbers of the consolidated.NN.pth in `folder`, sorted."""
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in matches if match)
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):
+        return []
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
 def open_files(folder: Path, params: Params) -> OpenFiles:
-    """Every file of the checkpoint, memory-mapped, in order.
+    """Every file of the checkpoint, in order.
 
     Raises CheckpointError when there is none, when one is missing or not of this checkpoint, or
-    when one cannot be read.
+    when one cannot be read or is a link that leads out of `folder`.
     """
     present = numbered_files(folder)
     if not present:
         raise CheckpointError(
             f"no checkpoint files found in {folder}: Meta's format needs {file_name(0)}"
         )
-    first = load_tensors(folder / file_name(present[0]))
-    _check_count(folder, present, _expected_files(folder / file_name(present[0]), first, params))
-    rest = {file_name(n): load_tensors(folder / file_name(n)) for n in present[1:]}
-    files = {file_name(present[0]): first, **rest}
+    path, *others = [plain_file(folder, file_name(number)) for number in present]
+    first = load_tensors(path)
+    _check_count(folder, present, _expected_files(path, first, params))
+    files = {path.name: first, **{other.name: load_tensors(other) for other in others}}
     _check_same_names(folder, files)
     return files
 
 
-def _expected_files(path: Path, tensors: Mapping[str, Tensor], params: Params) -> int:
+def _expected_files(path: Path, tensors: Mapping[str, FileTensor], params: Params) -> int:
     """How many files like the one at `path` make the model that params.json describes."""
     norm = tensors.get(_NORM)
-    if norm is not None and tuple(norm.shape) != (params.dim,):
+    if norm is not None and norm.shape != (params.dim,):
         raise CheckpointError(
-            f"{path}: {_NORM} has shape {tuple(norm.shape)}, but params.json gives "
+            f"{path}: {_NORM} has shape {norm.shape}, but params.json gives "
             f"dim {params.dim}; params.json belongs to another model"
         )
     by_query = _files_by_rows(path, tensors, _QUERY, params.n_query_rows, "n_heads x head_dim")
@@ -74,17 +78,17 @@ def _expected_files(path: Path, tensors: Mapping[str, Tensor], params: Params) -
 
 
 def _files_by_rows(
-    path: Path, tensors: Mapping[str, Tensor], name: str, total: int, meaning: str
+    path: Path, tensors: Mapping[str, FileTensor], name: str, total: int, meaning: str
 ) -> int:
     """How many files share the `total` rows of tensor `name`, cut by rows in every version."""
     tensor = tensors.get(name)
     if tensor is None:
         held = shortened(tensors) or "nothing"
         raise CheckpointError(f"{path} has no {name}, so it is no Llama model; it holds {held}")
-    rows = tensor.shape[0] if tensor.dim() else 0
+    rows = tensor.shape[0] if tensor.shape else 0
     if not rows or total % rows:
         raise CheckpointError(
-            f"{path}: {name} has shape {tuple(tensor.shape)}, but params.json asks for {total} "
+            f"{path}: {name} has shape {tensor.shape}, but params.json asks for {total} "
             f"rows ({meaning}) in all files together; params.json belongs to another model"
         )
     return total // rows

@@ -1,8 +1,8 @@
-"""Meta's params.json: which keys there are, what each may be, and the ModelConfig they make.
+"""The params.json of Meta and of Mistral, and the ModelConfig that its values make.
 
 A key that changes the maths is implemented or refused, never dropped; so is every key that is not
 known. The keys are those of Meta's ModelArgs from Llama 1 to 3.3 and of its llama-models
-repository, and the two plain sizes of Mistral's files (head_dim, hidden_dim).
+repository, and those of Mistral's inference package.
 """
 
 from __future__ import annotations
@@ -10,71 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llama.checkpoint.json_file import read_object
-from llama.checkpoint.wording import shortened
+from llama.checkpoint.files.json_file import read_object
+from llama.checkpoint.formats.params_keys import (
+    DIALECTS,
+    META,
+    Dialect,
+    checked,
+    is_off,
+    sliding_window,
+)
+from llama.checkpoint.wording import short, shortened
 from llama.config import ModelConfig, RopeScaling
 from llama.errors import CheckpointError, UsageError
 
-# Key -> (smallest, largest) value. The largest are far beyond any model; they bound what a file
-# can cost.
-_INTEGERS = {
-    "dim": (1, 2**20),
-    "n_layers": (1, 2**14),
-    "n_heads": (1, 2**16),
-    "n_kv_heads": (1, 2**16),
-    "head_dim": (1, 2**16),
-    "hidden_dim": (1, 2**24),
-    "vocab_size": (-1, 2**28),
-    "multiple_of": (1, 2**20),
-}
-_NUMBERS = {
-    "ffn_dim_multiplier": (1e-3, 1e3),
-    "norm_eps": (1e-30, 1.0),
-    "rope_theta": (1.0, 1e15),
-    "rope_scaling_factor": (1e-3, 1e6),
-    "rope_high_freq_factor": (1e-3, 1e6),
-}
-_BOOLEANS = ("use_scaled_rope",)
-_REQUIRED = ("dim", "n_layers", "n_heads")
-_NULLABLE = (
-    "n_kv_heads", "head_dim", "hidden_dim", "ffn_dim_multiplier", "rope_theta",
-    "rope_scaling_factor", "rope_high_freq_factor",
-)  # fmt: skip
 _MAX_PARAMETERS = 10**14
-
-_IGNORED = {
-    "max_batch_size": "a size of one run, not of the model",
-    "max_seq_len": "a size of one run, not of the model",
-    "vision_max_num_chunks": "has no effect without a vision encoder",
-    "floor_scale": "has no effect without attn_temperature_tuning",
-    "attn_scale": "has no effect without attn_temperature_tuning",
-}
-
-# Key -> what it would switch on. null, false and -1 switch it off.
-_REFUSED = {
-    "quantization_args": "quantised weights; use the checkpoint in bfloat16",
-    "lora_args": "low-rank adapters; merge them into the weights or use the base checkpoint",
-    "vision_chunk_size": "a vision encoder; use the text-only model of the family",
-    "vision_num_cross_attention_layers": "cross-attention to images; use the text-only model",
-    "vision_model": "a vision encoder; use the text-only model of the family",
-    "vision_args": "a vision encoder; use a text-only model",
-    "moe_args": "a mixture of experts; use a dense model",
-    "moe": "a mixture of experts; use a dense model",
-    "ffn_exp": "another feed-forward size rule; give hidden_dim instead",
-    "attention_chunk_size": "chunked attention; use a model with full attention",
-    "nope_layer_interval": "layers without positions; use a model with RoPE in every layer",
-    "use_qk_norm": "normalised queries and keys; use a model without",
-    "attn_temperature_tuning": "length-dependent attention scale; use a model without",
-    "sliding_window": "a sliding attention window; use a model with full attention",
-    "_sliding_window": "a sliding attention window; use a model with full attention",
-}
 
 _LLAMA3_VOCAB = 128256
 # Scaled RoPE in params.json comes without its factor. Llama 3.2 1B and 3B were trained with 32
 # (their Hugging Face config says so since a fix after the release), all others with 8.
-_LLAMA32_TEXT_DIMS = (2048, 3072)
+LLAMA32_TEXT_DIMS = (2048, 3072)
 
 
 @dataclass(frozen=True)
@@ -132,6 +88,7 @@ class Params:
                 rope_style="interleaved",
                 attention_bias=attention_bias,
                 mlp_bias=mlp_bias,
+                sliding_window=values.get("sliding_window"),
             )
         except UsageError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
@@ -144,21 +101,27 @@ class Params:
         return config
 
 
-def read_params(path: Path) -> Params:
+def read_params(path: Path, *, dialect: Literal["meta", "mistral"] = "meta") -> Params:
     """The checked params.json at `path`. Raises CheckpointError that names file, key and value."""
+    rules = DIALECTS[dialect]
     given = _unwrapped(read_object(path), path)
-    _refuse_unsupported(given, path)
-    values = {key: _checked(key, value, path) for key, value in given.items() if key in _KEYS}
-    values = {key: value for key, value in values.items() if value is not None}
-    for key in _REQUIRED:
+    _refuse_unsupported(given, rules, path)
+    found = {key: checked(key, given[key], path) for key in rules.numeric_keys if key in given}
+    values: dict[str, Any] = {key: value for key, value in found.items() if value is not None}
+    for key in rules.required:
         if key not in values:
             raise CheckpointError(
-                f"{path} lacks {key}; a params.json gives at least {shortened(_REQUIRED)}"
+                f"{path} lacks {key}; a params.json gives at least {shortened(rules.required)}"
             )
+    if rules.has_windows:
+        values["sliding_window"] = sliding_window(given, path)
     _check_heads(values, path)
-    _check_rope(values, path)
-    ignored = {f"{path.name}: {key}": _IGNORED[key] for key in given if key in _IGNORED}
-    return Params(path, values, ignored)
+    _check_rope(values, rules, path)
+    # The files of Mistral 7B v0.1, the one with a window, leave out the base of 1e4.
+    if rules is not META and "rope_theta" not in values:
+        values["rope_theta"] = 1e6 if values["sliding_window"] is None else 1e4
+    reasons = {key: why for key, why in rules.ignored.items() if key in given}
+    return Params(path, values, {f"{path.name}: {key}": why for key, why in reasons.items()})
 
 
 def ffn_dim(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
@@ -167,9 +130,6 @@ def ffn_dim(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
     if multiplier is not None:
         width = int(multiplier * width)
     return multiple_of * -(-width // multiple_of)
-
-
-_KEYS = (*_INTEGERS, *_NUMBERS, *_BOOLEANS)
 
 
 def _unwrapped(given: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -184,35 +144,20 @@ def _unwrapped(given: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**outer, **inner}
 
 
-def _refuse_unsupported(given: Mapping[str, Any], path: Path) -> None:
-    for key, what in _REFUSED.items():
-        value = given.get(key)
-        if value is not None and value is not False and value != -1:
-            raise CheckpointError(f"{path}: {key} {_short(value)} means {what}")
-    unknown = sorted(given.keys() - {*_KEYS, *_IGNORED, *_REFUSED})
+def _refuse_unsupported(given: Mapping[str, Any], rules: Dialect, path: Path) -> None:
+    for key, what in rules.refused.items():
+        if not is_off(given.get(key)):
+            raise CheckpointError(f"{path}: {key} {short(given[key])} means {what}")
+    for key, constant in rules.constants.items():
+        if given.get(key, constant) != constant:
+            raise CheckpointError(f"{path}: {key} must be {constant!r}, not {short(given[key])}")
+    unknown = sorted(given.keys() - {*rules.keys, *rules.ignored, *rules.refused})
     if unknown:
         raise CheckpointError(
             f"{path} has unknown keys {shortened(unknown)}, which could change what the model "
-            f"computes; known: {', '.join(sorted(_KEYS))}. Remove what has no effect on inference"
+            f"computes; known: {', '.join(sorted(rules.keys))}. Remove what has no effect on "
+            f"inference"
         )
-
-
-def _checked(key: str, value: Any, path: Path) -> int | float | bool | None:
-    """`value` when `key` may have it, None for an allowed null."""
-    if value is None and key in _NULLABLE:
-        return None
-    if key in _BOOLEANS:
-        if isinstance(value, bool):
-            return value
-        raise CheckpointError(f"{path}: {key} must be true or false, not {_short(value)}")
-    kind = "an integer" if key in _INTEGERS else "a number"
-    low, high = _INTEGERS[key] if key in _INTEGERS else _NUMBERS[key]
-    right_type = type(value) is int or (type(value) is float and key in _NUMBERS)
-    if not right_type or not low <= value <= high or (key == "vocab_size" and value == 0):
-        raise CheckpointError(
-            f"{path}: {key} must be {kind} from {low:,} to {high:,}, not {_short(value)}"
-        )
-    return int(value) if key in _INTEGERS else float(value)
 
 
 def _check_heads(values: Mapping[str, Any], path: Path) -> None:
@@ -223,14 +168,14 @@ def _check_heads(values: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _check_rope(values: Mapping[str, Any], path: Path) -> None:
+def _check_rope(values: Mapping[str, Any], rules: Dialect, path: Path) -> None:
     scaled = values.get("use_scaled_rope", False)
     for key in ("rope_scaling_factor", "rope_high_freq_factor"):
         if key in values and not scaled:
             raise CheckpointError(f"{path}: {key} is given but use_scaled_rope is not true")
     # Only Llama 1 and 2 leave it out and mean 10000; for others, programs assume different values.
     is_later = scaled or values.get("vocab_size") == _LLAMA3_VOCAB or "hidden_dim" in values
-    if "rope_theta" not in values and is_later:
+    if rules is META and "rope_theta" not in values and is_later:
         raise CheckpointError(
             f"{path} lacks rope_theta, which only Llama 1 and 2 may leave out; add it "
             f"(500000.0 for Llama 3, see the model card for others)"
@@ -240,15 +185,8 @@ def _check_rope(values: Mapping[str, Any], path: Path) -> None:
 def _rope_scaling(values: Mapping[str, Any]) -> RopeScaling | None:
     if not values.get("use_scaled_rope"):
         return None
-    default = 32.0 if values["dim"] in _LLAMA32_TEXT_DIMS else 8.0
+    default = 32.0 if values["dim"] in LLAMA32_TEXT_DIMS else 8.0
     return RopeScaling(
         factor=values.get("rope_scaling_factor", default),
         high_freq_factor=values.get("rope_high_freq_factor", 4.0),
     )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict | list):  # repr would recurse as deep as the file says
-        return "an object" if isinstance(value, dict) else "a list"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,61 +12,60 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama.checkpoint.mapped import release
-from llama.checkpoint.meta_files import OpenFiles, numbered_files, open_files
-from llama.checkpoint.meta_layout import EMBEDDING, KEY, OUTPUT, MetaLayout, is_rope_table
-from llama.checkpoint.params import Params, read_params
-from llama.checkpoint.reader import TensorInfo
-from llama.checkpoint.stored import StoredTensor
+from llama.checkpoint.files.file_tensor import FileTensor
+from llama.checkpoint.files.json_file import read_object
+from llama.checkpoint.files.stored import StoredTensor
+from llama.checkpoint.formats.meta_files import OpenFiles, numbered_files, open_files
+from llama.checkpoint.formats.meta_layout import EMBEDDING, KEY, OUTPUT, MetaLayout, is_rope_table
+from llama.checkpoint.formats.params import Params, read_params
+from llama.checkpoint.formats.params_keys import WINDOW_KEYS
+from llama.checkpoint.reader import CheckpointReader, Format, make_reader
 from llama.checkpoint.wording import dtype_name
-from llama.config import ModelConfig
 from llama.errors import CheckpointError
 
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROPE_REASON = "RoPE frequencies, computed from rope_theta instead"
 
 
-class MetaReader:
-    """The checkpoint in `ckpt_dir`, opened and checked; tensors stay in their files until read.
+def open_meta(folder: Path) -> CheckpointReader:
+    """The checkpoint in `folder`, opened and checked; tensors stay in their files until read.
 
     Biases are known by their presence, since params.json has no key for them. Raises
-    CheckpointError, and OutOfMemoryError when the address space has no room to map the files.
+    CheckpointError.
     """
+    params = read_params(folder / "params.json")
+    files = open_files(folder, params)
+    names = list(next(iter(files.values())))
+    layout = _layout(folder, files, params)
+    stored = {
+        name: _assembled(folder, name, files, layout) for name in names if not is_rope_table(name)
+    }
+    _check_copies(folder, files, layout)
+    rope_tables = {name: _ROPE_REASON for name in names if is_rope_table(name)}
+    ignored = {**params.ignored, **rope_tables}
+    return make_reader("meta", folder, layout.config, stored, ignored=ignored)
 
-    def __init__(self, ckpt_dir: Path) -> None:
-        params = read_params(ckpt_dir / "params.json")
-        files = open_files(ckpt_dir, params)
-        names = list(next(iter(files.values())))
-        layout = _layout(ckpt_dir, files, params)
-        self.config: ModelConfig = layout.config
-        self._stored = {
-            name: _assembled(ckpt_dir, name, files, layout)
-            for name in names
-            if not is_rope_table(name)
-        }
-        _check_copies(ckpt_dir, files, layout)
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: stored.info for name, stored in self._stored.items()
-        }
-        rope_tables = {name: _ROPE_REASON for name in names if is_rope_table(name)}
-        self.ignored: Mapping[str, str] = {**params.ignored, **rope_tables}
 
-    @staticmethod
-    def recognises(ckpt_dir: Path) -> bool:
-        """Whether the folder holds files of this format."""
-        return bool(numbered_files(ckpt_dir))
+def recognises(folder: Path) -> bool:
+    """Whether `folder` holds numbered files, other than the single one of a Mistral.
 
-    def read_into(self, out: Tensor, name: str, *, dim: int | None = None, start: int = 0) -> int:
-        """See CheckpointReader; opening has made sure that the bytes are there."""
-        stored = self._stored[name]
-        bytes_read = stored.read_into(out, dim=dim, start=start)
-        for part in stored.parts:
-            release(part)
-        return bytes_read
+    That lies beside a .safetensors, or params.json gives a window. Without either the two formats
+    agree, but for what they leave out of params.json.
+    """
+    present = numbered_files(folder)
+    if len(present) != 1:
+        return bool(present)
+    is_double = (folder / "consolidated.safetensors").is_file()
+    return not is_double and not _has_window(folder / "params.json")
 
-    def close(self) -> None:
-        """Let go of the tensors, and with the last of them of the mapped files."""
-        self._stored.clear()
+
+def _has_window(path: Path) -> bool:
+    try:
+        return any(key in read_object(path) for key in WINDOW_KEYS)
+    except CheckpointError:
+        return False
+
+
+META = Format(recognises, open_meta)
 
 
 def _layout(folder: Path, files: OpenFiles, params: Params) -> MetaLayout:
@@ -74,7 +73,7 @@ def _layout(folder: Path, files: OpenFiles, params: Params) -> MetaLayout:
     (file, tensors), *_ = files.items()
     embedding = tensors.get(EMBEDDING)
     is_cut_by_column = (
-        len(files) > 1 and embedding is not None and tuple(embedding.shape[1:]) != (params.dim,)
+        len(files) > 1 and embedding is not None and embedding.shape[1:] != (params.dim,)
     )
     vocab_size = _vocab_size(tensors, len(files), is_cut_by_column=is_cut_by_column)
     if vocab_size is None:
@@ -95,12 +94,12 @@ def _layout(folder: Path, files: OpenFiles, params: Params) -> MetaLayout:
 
 
 def _vocab_size(
-    tensors: Mapping[str, Tensor], n_files: int, *, is_cut_by_column: bool
+    tensors: Mapping[str, FileTensor], n_files: int, *, is_cut_by_column: bool
 ) -> int | None:
     """Rows of the full head or embedding; the head is always cut by rows."""
     for name in (OUTPUT, EMBEDDING):
         tensor = tensors.get(name)
-        if tensor is not None and tensor.dim() == 2:
+        if tensor is not None and len(tensor.shape) == 2:
             is_whole = name == EMBEDDING and is_cut_by_column
             return tensor.shape[0] * (1 if is_whole else n_files)
     return None
@@ -116,17 +115,11 @@ def _assembled(folder: Path, name: str, files: OpenFiles, layout: MetaLayout) ->
             f"(n_layers in params.json) does not have; one of the two belongs to another model"
         )
     dtype = tensors[name].dtype
-    if dtype not in _FLOATING:
-        raise CheckpointError(
-            f"{folder / first}: {name} is stored as {dtype_name(dtype)}, but only "
-            f"{', '.join(dtype_name(known) for known in _FLOATING)} are read; use the checkpoint "
-            f"before quantisation"
-        )
     for file, held in files.items():
         part = held[name]
-        if tuple(part.shape) != layout.file_shape(slot):
+        if part.shape != layout.file_shape(slot):
             raise CheckpointError(
-                f"{folder / file}: {name} has shape {tuple(part.shape)}, but "
+                f"{folder / file}: {name} has shape {part.shape}, but "
                 f"{layout.explain(slot)}; params.json or this file belongs to another model"
             )
         if part.dtype != dtype:
@@ -135,20 +128,27 @@ def _assembled(folder: Path, name: str, files: OpenFiles, layout: MetaLayout) ->
                 f"in {file}; they come from different checkpoints"
             )
     used = list(files)[:: layout.copies(slot)] if slot.dim is not None else [first]
-    return StoredTensor.of([files[file][name] for file in used], used, dim=slot.dim)
+    return StoredTensor.of([files[file][name] for file in used], dim=slot.dim)
 
 
 def _check_copies(folder: Path, files: OpenFiles, layout: MetaLayout) -> None:
-    """Where files should hold copies of a KV head, see that they do; one tensor tells for all."""
+    """Where files should hold copies of a KV head, see that they do; one row of it tells."""
     slot, names = layout.slot(KEY), list(files)
     if slot is None or KEY not in files[names[0]]:
         return
     n_copies = layout.copies(slot)
     for number, file in enumerate(names):
         first = names[number - number % n_copies]
-        if file != first and not torch.equal(files[file][KEY], files[first][KEY]):
+        if file != first and not torch.equal(_first_row(files[file]), _first_row(files[first])):
             raise CheckpointError(
                 f"{folder}: by n_kv_heads {layout.config.n_kv_heads} in params.json, {first} and "
                 f"{file} hold the same KV head, but their {KEY} differ; params.json belongs to "
                 f"another model"
             )
+
+
+def _first_row(tensors: Mapping[str, FileTensor]) -> Tensor:
+    row = tensors[KEY].view(lambda rows: rows[0])
+    out = torch.empty(row.shape, dtype=row.dtype)
+    row.read_into(out)
+    return out

@@ -1,0 +1,1 @@
+"""What publishers call things: one reader for each way to lay out a checkpoint."""
