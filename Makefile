@@ -10,7 +10,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 DEMO := examples/demo_model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast check lint types architecture format install install-dev clean
+.PHONY: help demo test fast bench-load check lint types architecture format install install-dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(VENV)/.dev ## the whole test suite
 
 fast: $(VENV)/.dev ## the tests that are not marked slow
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+
+bench-load: $(VENV)/.dev ## what loading costs in bytes, seconds and memory, beside safetensors
+	$(PY) -m tests.benchmarks.load
 
 check: lint types architecture ## every static check
 

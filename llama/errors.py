@@ -4,6 +4,7 @@ uncaught.
     LlamaError                  70  our own fault, or nothing more precise is known
     ├── UsageError              64  an argument is wrong (also a ValueError)
     │   └── UnknownNameError    64  a name that no registry entry has
+    ├── FailedElsewhereError    70  this rank only stopped because another one failed
     ├── CheckpointError         65  weights, params.json or tokenizer: missing, broken, at odds
     ├── PeerLostError           69  another rank died or its connection broke
     ├── OutOfMemoryError        71  something does not fit; need and have (also a MemoryError)
@@ -32,6 +33,10 @@ class UsageError(LlamaError, ValueError):
 
 class UnknownNameError(UsageError):
     """A registry was asked for a name that it does not list."""
+
+
+class FailedElsewhereError(LlamaError):
+    """Nothing is wrong with this rank: another one failed, and its error says why."""
 
 
 class CheckpointError(LlamaError):

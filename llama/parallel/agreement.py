@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from llama import errors
-from llama.errors import LlamaError, RankMismatchError
+from llama.errors import FailedElsewhereError, LlamaError, RankMismatchError
 from llama.parallel.comm import Communicator
 
 _MAX_SHOWN = 60
-_DIGEST_BYTES = 32
 
 
 def share_texts(comm: Communicator, text: str) -> list[str]:
@@ -63,11 +63,35 @@ def differences(replies: Sequence[Mapping[str, object]]) -> str:
     return "give every rank the same; they disagree about " + " | ".join(clauses)
 
 
+@contextmanager
+def in_step(comm: Communicator) -> Iterator[None]:
+    """Leave the body on every rank, or raise on every rank. Collective; costs one small gather.
+
+    A rank whose body raised gets its own error, the others FailedElsewhereError, which
+    `raise_together` turns into words about the cause.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    try:
+        flags = comm.all_gather(torch.tensor([int(error is not None)]), dim=0)
+    except LlamaError as lost:
+        raise (error or lost) from lost
+    if error is not None:
+        raise error
+    if bool(flags.any()):
+        raise FailedElsewhereError("another rank failed and says why; this one stopped with it")
+
+
 def raise_together(comm: Communicator, error: Exception | None, *, phase: str, host: str) -> None:
     """Raise on every rank if any rank brings an `error`: its own where there is one. Collective.
 
     On the others it has the class of the lowest failing rank's, and names all that failed.
+    FailedElsewhereError counts as an error only where nobody brings another.
     """
+    own, error = error, None if isinstance(error, FailedElsewhereError) else error
     mine = {"class": type(error).__name__, "message": str(error), "host": host}
     try:
         texts = share_texts(comm, "" if error is None else json.dumps(mine))
@@ -84,7 +108,9 @@ def raise_together(comm: Communicator, error: Exception | None, *, phase: str, h
             f"{fields['class']}: {fields['message']}"
             for rank, fields in failures
         )
-        raise (kind if is_ours else LlamaError)(message)
+        raise (kind if is_ours else LlamaError)(message) from own
+    if own is not None:
+        raise own
 
 
 def _by_value(column: Sequence[str], hosts: Sequence[str]) -> str:

@@ -12,15 +12,14 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from llama.config import ParallelConfig
-from llama.errors import PeerLostError, RankMismatchError, RankTimeoutError, UsageError
+from llama.errors import PeerLostError, RankMismatchError, RankTimeoutError
 from llama.log import get_logger, prefix_log
 from llama.parallel import fairscale
 from llama.parallel.agreement import check_agreement, differences, raise_together
@@ -31,6 +30,7 @@ from llama.parallel.failure import FailureRecord
 from llama.parallel.groups import GroupMaker, transport_of, try_all
 from llama.parallel.layout import Coordinates, ParallelLayout
 from llama.parallel.mailbox import Mailbox
+from llama.parallel.progress import Board
 from llama.parallel.rendezvous import (
     Launched,
     World,
@@ -41,6 +41,7 @@ from llama.parallel.rendezvous import (
     share_through_store,
 )
 from llama.parallel.uncaught import install_hook
+from llama.parallel.wish import resolve_layout, with_environment
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class ParallelContext:
     """One rank's view of the job.
 
     tp and pp carry activations between this rank and its peers; dp carries host values between
-    replicas. `replica` (rank 0 leads) and `world` are for control: CPU tensors, long patience.
+    replicas. `replica` (rank 0 leads), `local` (ranks that share this one's memory) and `world` are
+    for control: CPU tensors, long patience.
     """
 
     layout: ParallelLayout
@@ -61,6 +63,7 @@ class ParallelContext:
     replica: Communicator
     world: Communicator
     messages: Communicator
+    local: Communicator
     local_world_size: int = 1
     _failure: FailureRecord = field(repr=False, kw_only=True)
     _links: ExitStack = field(repr=False, kw_only=True)
@@ -74,6 +77,10 @@ class ParallelContext:
     @property
     def host(self) -> str:
         return socket.gethostname()
+
+    def board(self) -> Board:
+        """Where ranks tell each other how far they are. Every rank makes the n-th one alike."""
+        return Board(self._failure.store, rank=self.rank, size=self.layout.world_size)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -175,39 +182,6 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
         return _join(world, wish, facts, failure=failure, marks=marks, undo=undo)
 
 
-def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> ParallelConfig:
-    """`config`, its open fields filled from the variables that `python -m launch` sets.
-
-    Raises UsageError for a size that is no number.
-    """
-    found: dict[str, Any] = {}
-    for name in ("tp_size", "pp_size", "device", "backend"):
-        variable = f"LLAMA_{name.upper()}"
-        text = environ.get(variable)
-        if text and getattr(config, name) is None:
-            if name.endswith("_size") and not text.isdecimal():
-                raise UsageError(f"{variable} must be a whole number, got {text!r}")
-            found[name] = int(text) if name.endswith("_size") else text
-    return replace(config, **found)
-
-
-def resolve_layout(
-    config: ParallelConfig, *, world_size: int, existing: tuple[int, int] | None
-) -> ParallelLayout:
-    """The layout for what is asked; `existing` (tp_size, pp_size) stand in when nothing is.
-
-    Raises UsageError when the sizes do not fit the world.
-    """
-    tp_size, pp_size = config.tp_size, config.pp_size
-    if tp_size is None and pp_size is None and existing is not None:
-        tp_size, pp_size = existing
-    pp_size = 1 if pp_size is None else pp_size
-    if tp_size is None:
-        is_size = isinstance(pp_size, int) and pp_size > 0
-        tp_size = max(1, world_size // pp_size) if is_size else 1
-    return ParallelLayout.for_world(world_size, tp_size=tp_size, pp_size=pp_size)
-
-
 def _mark(rank: int | None) -> tuple[FailureRecord, ExitStack]:
     """Have this process's last words and log lines name its rank; the stack takes that back."""
     host, marks = socket.gethostname(), ExitStack()
@@ -244,7 +218,14 @@ def _join(
         everything = "cpu:gloo,cuda:nccl" if choice.name == "nccl" else "gloo"
         join(world, backend=everything, timeout_s=wish.timeout_s)
         undo.callback(leave)
-    maker = GroupMaker(layout, world.rank, config=wish, failure=failure, undo=undo)
+    maker = GroupMaker(
+        layout,
+        world.rank,
+        hosts=tuple(other.shared_memory for other in all_facts),
+        config=wish,
+        failure=failure,
+        undo=undo,
+    )
     communicators = maker.make(choice)
     try_all(communicators, device=device)
     failure.phase = "running"
@@ -292,6 +273,7 @@ def _alone(device: torch.device, choice: BackendChoice) -> ParallelContext:
         replica=nobody,
         world=nobody,
         messages=nobody,
+        local=nobody,
         _failure=FailureRecord(None, rank=0, host=socket.gethostname()),
         _links=ExitStack(),
         _marks=ExitStack(),

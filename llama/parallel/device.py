@@ -6,7 +6,9 @@ concluded from what is merely installed. What to do with the facts is decided in
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +23,12 @@ class DeviceFacts:
     """One rank's machine. `cuda_index` is the GPU that the rank would take.
 
     `cuda_problem` says why CUDA cannot be used, "" when a small product on that GPU came out right.
-    `has_driver` is whether a GPU driver shows itself, usable or not.
+    `has_driver` is whether a GPU driver shows itself, usable or not. Ranks with the same
+    `shared_memory` can map each other's files in /dev/shm.
     """
 
     host: str
+    shared_memory: str = ""
     cuda_count: int = 0
     cuda_index: int = 0
     cuda_problem: str = "torch sees no GPU"
@@ -55,6 +59,7 @@ def probe(*, local_rank: int | None, cuda_index: int | None = None) -> DeviceFac
             problem = " ".join(str(error).split()) or type(error).__name__
     return DeviceFacts(
         host=socket.gethostname(),
+        shared_memory=_shared_memory(),
         cuda_count=count,
         cuda_index=index,
         cuda_problem=problem,
@@ -63,6 +68,15 @@ def probe(*, local_rank: int | None, cuda_index: int | None = None) -> DeviceFac
         has_mps=torch.backends.mps.is_available(),
         has_driver=any(path.exists() for path in _DRIVER_FILES),
     )
+
+
+def _shared_memory() -> str:
+    """Which machine, which /dev/shm of it, and who: containers and users may not share one."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    parts = [socket.gethostname(), str(os.getuid())]
+    with suppress(OSError):
+        parts += [boot_id.read_text().strip(), str(os.stat("/dev/shm").st_dev)]
+    return " ".join(parts)
 
 
 def _cuda_index(local_rank: int | None, count: int) -> int:

@@ -35,14 +35,19 @@ class Communicators:
     world: Communicator
     messages: Communicator
     """The replica again, for its mailbox alone: messages and collectives do not mix on a group."""
+    local: Communicator
 
 
 @dataclass(frozen=True)
 class GroupMaker:
-    """Makes the groups of one layout as `rank` sees them; what it made, `undo` gives back."""
+    """Makes the groups of one layout as `rank` sees them; what it made, `undo` gives back.
+
+    `hosts` has the same text for ranks that share memory, in rank order.
+    """
 
     layout: ParallelLayout
     rank: int
+    hosts: tuple[str, ...]
     config: ParallelConfig
     failure: FailureRecord
     undo: ExitStack
@@ -69,6 +74,7 @@ class GroupMaker:
             replica=replica,
             world=world,
             messages=messages,
+            local=self._control("local", self._every(self._local_group)),
         )
 
     def _model_parallel_groups(self, choice: BackendChoice) -> fairscale.ModelParallelGroups:
@@ -114,6 +120,9 @@ class GroupMaker:
         comm = TorchCommunicator(group, axis=axis, timeout_s=timeout_s, failure=self.failure)
         self.undo.callback(comm.close)
         return comm
+
+    def _local_group(self, rank: int) -> tuple[int, ...]:
+        return tuple(r for r, host in enumerate(self.hosts) if host == self.hosts[rank])
 
     def _every(self, group_of: Callable[[int], tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Every group of an axis once, in the same order on all ranks."""

@@ -103,6 +103,19 @@ def own_rank(launched: Launched | None) -> int | None:
     return launched.rank if launched else None
 
 
+def expected_sizes(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Ranks of the whole job, and on each host, as known before they meet.
+
+    Raises HardwareError as `Launched.from_environment` does.
+    """
+    launched = Launched.from_environment(environ)
+    size = launched.world_size if launched else 1
+    if dist.is_initialized():
+        size = dist.get_world_size()
+    on_host = environ.get("LOCAL_WORLD_SIZE", "")
+    return size, int(on_host) if on_host.isdecimal() and int(on_host) else size
+
+
 def join(world: World, *, backend: str, timeout_s: float) -> None:
     """Make the default process group over `backend`, a torch backend string. Collective."""
     with meeting_errors(f"{world.size} ranks could not be connected over {backend}"):

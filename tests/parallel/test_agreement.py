@@ -8,11 +8,12 @@ import pytest
 
 from llama.errors import (
     CheckpointError,
+    FailedElsewhereError,
     PeerLostError,
     RankMismatchError,
     UsageError,
 )
-from llama.parallel.agreement import differences, share_texts
+from llama.parallel.agreement import differences, in_step, share_texts
 from llama.parallel.context import ParallelContext, single
 from tests.helpers.ranks import run_layout
 
@@ -150,3 +151,44 @@ def test_one_process_agrees_with_itself_and_keeps_its_errors() -> None:
     context.agree({"anything": object()})
     with pytest.raises(CheckpointError, match=r"^mine$"), context.together("loading"):
         raise CheckpointError("mine")
+
+
+def step_with_an_error(context: ParallelContext, failing: int) -> str:
+    try:
+        with in_step(context.world):
+            if context.rank == failing:
+                raise UsageError("mine")
+    except (UsageError, FailedElsewhereError) as error:
+        return type(error).__name__
+    return "all well"
+
+
+def test_a_step_is_left_by_all_ranks_alike() -> None:
+    assert run_layout(step_with_an_error, 5, tp=3) == ["all well"] * 3
+    others = "FailedElsewhereError"
+    assert run_layout(step_with_an_error, 1, tp=3) == [others, "UsageError", others]
+
+
+def fail_in_step(context: ParallelContext) -> str:
+    try:
+        with context.together("stepping"), in_step(context.world):
+            if context.rank == 1:
+                raise UsageError("mine")
+    except UsageError as error:
+        return str(error).replace(context.host, "HOST")
+    return ""
+
+
+def test_who_failed_elsewhere_hears_the_cause() -> None:
+    cause = "rank 1 (HOST) failed while stepping: UsageError: mine"
+    assert run_layout(fail_in_step, tp=3) == [cause, "mine", cause]
+
+
+def fail_elsewhere_only(context: ParallelContext) -> None:
+    with context.together("stepping"):
+        raise FailedElsewhereError("somewhere")
+
+
+def test_without_a_cause_it_is_an_error_like_others() -> None:
+    errors = run_layout(fail_elsewhere_only, tp=2, expect_error=True)
+    assert all(isinstance(error, FailedElsewhereError) for error in errors)

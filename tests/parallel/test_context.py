@@ -13,14 +13,9 @@ import torch.distributed as dist
 from llama.config import ParallelConfig
 from llama.errors import HardwareError, LlamaError, RankMismatchError, UsageError
 from llama.log import get_logger
-from llama.parallel.context import (
-    ParallelContext,
-    initialize,
-    resolve_layout,
-    single,
-    with_environment,
-)
+from llama.parallel.context import ParallelContext, initialize, single
 from llama.parallel.layout import ParallelLayout
+from llama.parallel.wish import resolve_layout, with_environment
 from tests.helpers.ranks import RankInfo, run_layout, run_ranks
 
 
