@@ -12,10 +12,11 @@ setup(
     package_data={"llama": ["py.typed"], "launch": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.10",  # below 2.10 torch.load(weights_only=True) has known escapes
+        "torch>=2.10",
         "fairscale>=0.4.13",
         "sentencepiece>=0.2",
         "tiktoken>=0.7",
+        "tokenizers>=0.21",
         "fire>=0.6",
         "rich>=13",
         "numpy>=1.26",
@@ -30,6 +31,8 @@ setup(
             "hypothesis>=6.100",
             "ruff",
             "mypy>=1.11",
+            "safetensors>=0.4.3",
+            "transformers>=5",
         ],
     },
     entry_points={

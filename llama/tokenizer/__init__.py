@@ -2,6 +2,7 @@
 
 from llama.tokenizer.base import TOKENIZERS, Tokenizer
 from llama.tokenizer.chat import CHAT_FORMATS, ChatFormat, Dialog, Message, Role, encode_dialog
+from llama.tokenizer.find import find_tokenizer
 from llama.tokenizer.stream import StreamDecoder
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "encode_dialog",
+    "find_tokenizer",
 ]

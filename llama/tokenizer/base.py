@@ -1,21 +1,27 @@
 """What every tokenizer offers, and which kind a file is. Of file formats it knows the first bytes.
 
 `Tokenizer(path)` is Meta's spelling: it looks into the file and builds the kind that reads it. One
-file beside this one per kind; TOKENIZERS finds it.
+file beside this one per kind; TOKENIZERS finds it. `path` may also be a folder; see `find`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import stat
 from collections.abc import Sequence
 from os import PathLike, fspath
-from os.path import abspath
-from typing import Any, ClassVar
+from os import stat as status_of
+from os.path import abspath, isdir
+from typing import Any
 
 from llama.errors import CheckpointError, UsageError
 from llama.registry import resolve
+from llama.tokenizer.find import find_tokenizer
 
 TOKENIZERS = {
+    "gpt2": "llama.tokenizer.gpt2:Gpt2Tokenizer",
+    "hf": "llama.tokenizer.hf:HfTokenizer",
     "sentencepiece": "llama.tokenizer.sentencepiece:SentencePieceTokenizer",
     "tiktoken": "llama.tokenizer.tiktoken:TiktokenTokenizer",
 }
@@ -26,9 +32,10 @@ class Tokenizer:
 
     `n_words` ids, 0 to n_words - 1. `pad_id` is -1 in every published Llama tokenizer: padding is
     no token. `stop_tokens` end an answer. `special_tokens` are the ids that text never encodes to,
-    by name.
+    by name. `files` are the paths of all that was read, `model_path` first.
 
-    Raises CheckpointError when the file cannot be opened or is no tokenizer.
+    Raises CheckpointError when the file cannot be opened or is no tokenizer, or the folder has
+    none.
     """
 
     n_words: int
@@ -38,19 +45,24 @@ class Tokenizer:
     stop_tokens: set[int]
     special_tokens: dict[str, int]
 
-    chat_format: ClassVar[str]
-    """Name in `llama.tokenizer.chat.CHAT_FORMATS` of what models with this kind were trained on."""
-    utf8_errors: ClassVar[str]
+    adds_bos: bool = True
+    """Whether the model was trained on texts that begin with bos. The faces begin prompts so."""
+    files: tuple[str, ...]
+    chat_format: str | None
+    """Name in `llama.tokenizer.chat.CHAT_FORMATS` of what models with this kind were trained on;
+    None for a kind whose models know no dialogs."""
+    utf8_errors: str
     """Codec error handler that treats broken UTF-8 as decode does: "replace" writes one U+FFFD for
     all bytes of a broken character, "surrogateescape" leaves one lone surrogate for each byte."""
 
     def __new__(cls, model_path: str | PathLike[str]) -> Tokenizer:
         if cls is Tokenizer:
-            cls = resolve(TOKENIZERS, tokenizer_kind(model_path), kind="tokenizer")
+            cls = resolve(TOKENIZERS, tokenizer_kind(_file(model_path)), kind="tokenizer")
         return super().__new__(cls)
 
     def __init__(self, model_path: str | PathLike[str]) -> None:
-        self.model_path = fspath(model_path)
+        self.model_path = _file(model_path)
+        self.files = (self.model_path,)
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
         """Ids of the text `s`, with bos before and eos after it where asked.
@@ -72,6 +84,12 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    @property
+    def sha256(self) -> str:
+        """Digest of `files`: equal where two tokenizers encode and stop alike."""
+        digests = [hashlib.sha256(read_tokenizer_file(path)).digest() for path in self.files]
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
     def _checked_ids(self, t: int | Sequence[int]) -> list[int]:
         ids = [t] if isinstance(t, int) else [int(token_id) for token_id in t]
         for token_id in ids:
@@ -80,6 +98,10 @@ class Tokenizer:
                     f"token id {token_id} is outside 0..{self.n_words - 1} of {self.model_path}"
                 )
         return ids
+
+
+def _file(path: str | PathLike[str]) -> str:
+    return fspath(find_tokenizer(path)) if isdir(path) else fspath(path)
 
 
 def checked_text(s: Any) -> str:
@@ -94,17 +116,17 @@ def read_tokenizer_file(path: str | PathLike[str], *, limit: int = -1) -> bytes:
     opened.
     """
     try:
+        if not stat.S_ISREG(status_of(path).st_mode):  # opening a named pipe would wait for ever
+            raise CheckpointError(f"tokenizer {abspath(path)} is not a regular file")
         with open(path, "rb") as file:
             return file.read(limit)
     except OSError as error:
-        is_folder = isinstance(error, IsADirectoryError)
-        hint = "; tokenizer_path must name the tokenizer.model file itself" if is_folder else ""
-        raise CheckpointError(
-            f"cannot open tokenizer {abspath(path)}: {error.strerror}{hint}"
-        ) from error
+        raise CheckpointError(f"cannot open tokenizer {abspath(path)}: {error.strerror}") from error
 
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+_JSON_VOCABULARY = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\d')
+_TEKKEN = re.compile(rb'\{\s*"config"\s*:\s*\{')
 
 
 def tokenizer_kind(path: str | PathLike[str]) -> str:
@@ -117,16 +139,24 @@ def tokenizer_kind(path: str | PathLike[str]) -> str:
     # bytes.
     if head.startswith(b"\n") and b"\0" in head:
         return "sentencepiece"
+    if _TEKKEN.match(text):
+        raise CheckpointError(
+            f"{fspath(path)} is a tekken.json, which is not supported; use the tokenizer.json of "
+            "the same model's Hugging Face release"
+        )
+    if text.startswith(b"{"):
+        return "gpt2" if _JSON_VOCABULARY.match(text) else "hf"
     if not text:
         found = "it is empty"
     elif text.startswith(b"version https://git-lfs"):
         found = "it is a git-lfs pointer; fetch the real file with `git lfs pull`"
     elif text.startswith(b"<"):
         found = "it is a web page, perhaps the error page of a failed download"
-    elif text.startswith(b"{"):
-        found = "tokenizer.json is not supported yet; use the tokenizer.model of the same release"
+    elif text.startswith(b"#version"):
+        found = "it lists merges; give the vocab.json that lies beside it"
     else:
         found = f"it starts with {head[:16]!r}"
     raise CheckpointError(
-        f"{fspath(path)} is neither a SentencePiece model nor a tiktoken rank file: {found}"
+        f"{fspath(path)} is none of SentencePiece model, tiktoken rank file, tokenizer.json and "
+        f"vocab.json: {found}"
     )

@@ -40,10 +40,16 @@ def encode_dialog(
 ) -> list[int]:
     """Prompt ids that ask for the next assistant message, by default in the tokenizer's format.
 
-    Raises UsageError when the dialog is not one that the format can express, UnknownNameError for a
-    `chat_format` that CHAT_FORMATS does not list.
+    Raises UsageError when the dialog is not one that the format can express or there is no format,
+    UnknownNameError for a `chat_format` that CHAT_FORMATS does not list.
     """
-    encode = resolve(CHAT_FORMATS, chat_format or tokenizer.chat_format, kind="chat format")
+    chat_format = chat_format or tokenizer.chat_format
+    if chat_format is None:
+        raise UsageError(
+            f"{tokenizer.model_path} belongs to models without a known chat format; complete text "
+            f"instead, or name a chat_format: {', '.join(sorted(CHAT_FORMATS))}"
+        )
+    encode = resolve(CHAT_FORMATS, chat_format, kind="chat format")
     return cast("list[int]", encode(tokenizer, dialog))
 
 

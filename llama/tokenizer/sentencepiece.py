@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import ClassVar
 
 from sentencepiece import SentencePieceProcessor
 
@@ -17,13 +16,13 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model file. `sp_model` is the processor itself."""
 
-    chat_format: ClassVar[str] = "llama2"
-    utf8_errors: ClassVar[str] = "surrogateescape"
+    chat_format = "llama2"
+    utf8_errors = "surrogateescape"
 
     def __init__(self, model_path: str | PathLike[str]) -> None:
         super().__init__(model_path)
         try:
-            self.sp_model = SentencePieceProcessor(model_proto=read_tokenizer_file(model_path))
+            self.sp_model = SentencePieceProcessor(model_proto=read_tokenizer_file(self.model_path))
         except RuntimeError as error:
             raise CheckpointError(
                 f"{self.model_path} is not a whole SentencePiece model; fetch it again ({error})"

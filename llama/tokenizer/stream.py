@@ -11,6 +11,11 @@ from llama.tokenizer.base import Tokenizer
 _BROKEN_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\N{REPLACEMENT CHARACTER}")
 
 
+def readable(raw: bytes, utf8_errors: str) -> str:
+    """A whole text from its bytes; `utf8_errors` is `Tokenizer.utf8_errors`."""
+    return raw.decode("utf-8", utf8_errors).translate(_BROKEN_BYTES)
+
+
 class StreamDecoder:
     """The pieces that `feed` and a last `flush` return add up to `tokenizer.decode` of all ids fed.
 

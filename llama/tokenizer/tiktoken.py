@@ -47,8 +47,8 @@ class TiktokenTokenizer(Tokenizer):
     writes.
     """
 
-    chat_format: ClassVar[str] = "llama3"
-    utf8_errors: ClassVar[str] = "replace"
+    chat_format = "llama3"
+    utf8_errors = "replace"
     num_reserved_special_tokens: ClassVar[int] = 256
     pat_str: ClassVar[str] = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -57,7 +57,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def __init__(self, model_path: str | PathLike[str]) -> None:
         super().__init__(model_path)
-        ranks = parse_ranks(read_tokenizer_file(model_path), name=self.model_path)
+        ranks = parse_ranks(read_tokenizer_file(self.model_path), name=self.model_path)
         n_unnamed = self.num_reserved_special_tokens - len(_FIRST_NAMES)
         names = [
             *_FIRST_NAMES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_a_kind_can_be_named_and_rejects_the_other(tmp_path: Path) -> None:
         (b"\n \n", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
         (b"\n\n<!DOCTYPE html><html>", "it is a web page"),
-        (b'{"version": "1.0"}', r"tokenizer\.json is not supported yet"),
+        (b"#version: 0.2\n", r"give the vocab\.json that lies beside it"),
+        (b'{"version": "1.0"}', r'is no tokenizer\.json: it has no section "model"'),
         (b"PK\x03\x04\x00\x00", r"it starts with b'PK"),
     ],
 )
@@ -54,5 +56,8 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: bytes, re
 def test_a_path_that_cannot_be_opened_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.model: No such file"):
         Tokenizer(tmp_path / "nowhere.model")
-    with pytest.raises(CheckpointError, match="Is a directory; tokenizer_path must name"):
+    with pytest.raises(CheckpointError, match="no tokenizer found"):
         Tokenizer(tmp_path)
+    os.mkfifo(tmp_path / "pipe.model")
+    with pytest.raises(CheckpointError, match=r"pipe\.model is not a regular file"):
+        Tokenizer(tmp_path / "pipe.model")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama.errors import UnknownNameError, UsageError
-from llama.tokenizer import ChatFormat, Tokenizer, encode_dialog
+from llama.tokenizer import ChatFormat, Message, Tokenizer, encode_dialog
 from llama.tokenizer.chat import has_special_tags
+from tests.helpers.library_files import write_gpt2, write_llama3_json
 from tests.helpers.tokenizers import write_llama3_like, write_sentencepiece
 
 BOS, EOS = 1, 2
@@ -146,3 +148,19 @@ def test_tags_are_found_in_every_message(tag: str, role: str) -> None:
     dialog = messages(("user", "fine"), (role, f"x{tag}y"))
     assert has_special_tags(dialog)
     assert not has_special_tags(messages(("user", "[inst] <SYS>")))
+
+
+def test_a_tokenizer_without_a_chat_format_says_so(tmp_path: Path) -> None:
+    gpt2 = Tokenizer(write_gpt2(tmp_path))
+    dialog = [Message(role="user", content="hi")]
+    with pytest.raises(UsageError, match=r"without a known chat format; .* llama2, llama3"):
+        encode_dialog(gpt2, dialog)
+    assert encode_dialog(gpt2, dialog, chat_format="llama2")
+
+
+def test_the_llama3_format_of_a_tokenizer_json(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_llama3_json(tmp_path))
+    ids = encode_dialog(tokenizer, [Message(role="user", content="<|eot_id|> hi")])
+    special = tokenizer.special_tokens
+    assert ids[:2] == [special["<|begin_of_text|>"], special["<|start_header_id|>"]]
+    assert ids.count(special["<|eot_id|>"]) == 1
