@@ -27,27 +27,37 @@ def shard_of(parameter: nn.Parameter) -> Shard:
 
 
 def materialize(module: nn.Module, device: torch.device) -> None:
-    """Give every meta parameter memory on `device`: zeros where padded, else uninitialised."""
+    """Give every meta parameter memory on `device`: zeros where padded, else uninitialised.
+
+    A parameter that two modules share stays shared.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.is_meta:
-                shard = shard_of(parameter)
-                make = torch.zeros if shard.is_padded else torch.empty
-                memory = make(shard.shape, dtype=parameter.dtype, device=device)
-                setattr(owner, name, _attach(memory, shard))
+                if parameter not in made:
+                    made[parameter] = _with_memory(parameter, device)
+                setattr(owner, name, made[parameter])
+
+
+def _with_memory(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    shard = shard_of(parameter)
+    make = torch.zeros if shard.is_padded else torch.empty
+    return _attach(make(shard.shape, dtype=parameter.dtype, device=device), shard)
 
 
 def pieces(module: nn.Module) -> Iterator[tuple[nn.Parameter, Piece, str]]:
     """Every slice that `module` needs: its parameter, the piece, and the full tensor's name.
 
     The name is that of the module which owns the layer, then the piece's source: the "wq.weight"
-    piece of layers.3.attention.wqkv.weight is layers.3.attention.wq.weight.
+    piece of layers.3.attention.wqkv.weight is layers.3.attention.wq.weight. A shared parameter
+    comes once, under the first module that has it.
     """
-    for path, owner in module.named_modules():
-        prefix = path[: path.rfind(".") + 1]
-        for parameter in owner.parameters(recurse=False):
-            for piece in shard_of(parameter).pieces:
-                yield parameter, piece, prefix + piece.source
+    for path, parameter in module.named_parameters():
+        owner = path.rpartition(".")[0]
+        prefix = owner[: owner.rfind(".") + 1]
+        for piece in shard_of(parameter).pieces:
+            yield parameter, piece, prefix + piece.source
 
 
 def _attach(data: torch.Tensor, shard: Shard) -> nn.Parameter:

@@ -6,13 +6,14 @@ layers under their global index, so a parameter has the same name on every layou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llama.config import ModelConfig
+from llama.errors import UsageError
 from llama.kvcache.cache import KVCache
 from llama.layers.attention import Step
 from llama.layers.embedding import ParallelLMHead, VocabParallelEmbedding
@@ -38,7 +39,12 @@ class Stage:
 
 
 def stage_of(config: ModelConfig, *, pp_size: int, pp_rank: int) -> Stage:
-    """The stage of `pp_rank`, all balanced by parameters with embedding and head counted in.
+    """The stage of `pp_rank`, one of `stages`."""
+    return stages(config, pp_size=pp_size)[pp_rank]
+
+
+def stages(config: ModelConfig, *, pp_size: int) -> tuple[Stage, ...]:
+    """Every stage, all balanced by parameters with embedding and head counted in.
 
     Raises UsageError when there are more stages than layers.
     """
@@ -48,13 +54,18 @@ def stage_of(config: ModelConfig, *, pp_size: int, pp_rank: int) -> Stage:
         first_cost=config.embedding_parameters,
         last_cost=config.embedding_parameters + config.dim,
     )
-    return Stage(layers[pp_rank], is_first=pp_rank == 0, is_last=pp_rank == pp_size - 1)
+    return tuple(
+        Stage(own, is_first=pp_rank == 0, is_last=pp_rank == pp_size - 1)
+        for pp_rank, own in enumerate(layers)
+    )
 
 
 def tensor_names(config: ModelConfig) -> frozenset[str]:
-    """Names of all tensors that a whole model of this config needs."""
+    """Names of all tensors that a whole model of this config needs, a tied head's included: a
+    checkpoint reader shows it under its own name, and a stage without the embedding asks for it.
+    """
     whole = DecoderStage(
-        config,
+        replace(config, tied_embeddings=False),
         stage_of(config, pp_size=1, pp_rank=0),
         tp=SingleCommunicator(),
         dtype=torch.float32,
@@ -67,7 +78,8 @@ class DecoderStage(nn.Module):
     """The layers of one stage, cut over `tp`. Made on the meta device; see `materialize`.
 
     `max_positions` bounds every token's position; `attention` is a name in ATTENTION. Raises
-    UsageError for sizes that tp.size cannot cut, UnknownNameError for an unknown name.
+    UsageError for sizes that tp.size cannot cut and for a sliding window below max_positions,
+    UnknownNameError for an unknown name.
     """
 
     rope_cos: Tensor
@@ -85,6 +97,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         architecture: Architecture = resolve(MODELS, config.architecture, kind="architecture")
+        _check_windows(config, max_positions)
         self.config = config
         self.stage = stage
         self._tp = tp
@@ -108,6 +121,8 @@ class DecoderStage(nn.Module):
             self.output = ParallelLMHead(
                 config.vocab_size, config.dim, tp=tp, name="output", dtype=dtype
             )
+            if config.tied_embeddings and self.tok_embeddings is not None:
+                self.output.weight = self.tok_embeddings.weight
 
     def materialize(self, device: torch.device) -> None:
         """Memory for the parameters, and the RoPE table, on `device`."""
@@ -152,3 +167,13 @@ class DecoderStage(nn.Module):
             tp_rank=self._tp.rank,
         )
         return len(own.kv_heads)
+
+
+def _check_windows(config: ModelConfig, max_positions: int) -> None:
+    # A window that no sequence outgrows hides nothing, so full attention is exact.
+    narrowest = min((window for window in config.windows if window), default=max_positions)
+    if narrowest < max_positions:
+        raise UsageError(
+            f"sliding windows are not run yet, and this model's is {narrowest} tokens: "
+            f"lower max_seq_len from {max_positions} to {narrowest}"
+        )

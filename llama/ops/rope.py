@@ -18,13 +18,21 @@ RopeStyle = Literal["interleaved", "half"]
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """(head_dim / 2,) fp32: theta^(-2i / head_dim), stretched by `scaling` as in Llama 3.1."""
+    """(head_dim / 2,) fp32: theta^(-2i / head_dim), slowed as `scaling` says.
+
+    "linear" is position interpolation (arXiv:2306.15595): turning `factor` times slower is the same
+    as dividing positions by it. "llama3" is Llama 3.1's own.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / theta**exponents
-    return frequencies if scaling is None else _scale(frequencies, scaling)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    return _by_band(frequencies, scaling)
 
 
-def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def _by_band(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     """Llama 3.1: keep short wavelengths, divide the frequency of long ones, blend in between."""
     turns = scaling.original_context * frequencies / (2 * math.pi)
     band = scaling.high_freq_factor - scaling.low_freq_factor

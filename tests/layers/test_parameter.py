@@ -47,6 +47,16 @@ def test_memory_comes_once_and_keeps_dtype_and_shard() -> None:
     assert leaf.weight is weight
 
 
+def test_a_shared_parameter_stays_one_and_comes_once() -> None:
+    tree = Tree()
+    first, second = tree.layers["7"]["wab"], tree.top
+    second.weight = first.weight
+    assert [name for _, _, name in pieces(tree)][3:] == ["wa.bias"]
+    materialize(tree, CPU)
+    assert second.weight is first.weight and not first.weight.is_meta
+    assert second.bias is not first.bias
+
+
 def test_padding_is_zero() -> None:
     module = nn.Module()
     shard = vocab_shard("table.weight", (10, 64), tp_size=3, tp_rank=2)

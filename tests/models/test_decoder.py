@@ -17,6 +17,7 @@ from tests.helpers.stages import Place
 
 CPU = torch.device("cpu")
 UNEVEN = tiny_config(n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=200, vocab_size=101)
+TIED = tiny_config(vocab_size=101, tied_embeddings=True)
 BIASED = tiny_config(n_heads=6, n_kv_heads=3, ffn_dim=50, attention_bias=True, mlp_bias=True)
 
 
@@ -28,7 +29,7 @@ def build(config: ModelConfig, stage: Stage | None = None, **options: Any) -> De
     )
 
 
-@pytest.mark.parametrize("config", [tiny_config(), BIASED])
+@pytest.mark.parametrize("config", [tiny_config(), BIASED, TIED])
 def test_tensor_names_are_those_of_a_whole_model(config: ModelConfig) -> None:
     assert tensor_names(config) == shapes(config).keys()
 
@@ -113,7 +114,39 @@ def test_too_many_stages_are_refused() -> None:
         stage_of(tiny_config(), pp_size=4, pp_rank=0)
 
 
+def test_a_tied_head_is_the_embedding_where_both_are() -> None:
+    stage = build(TIED, tp=Place(2, 3))
+    stage.materialize(CPU)
+    assert stage.tok_embeddings is not None and stage.output is not None
+    assert stage.output.weight is stage.tok_embeddings.weight
+    names = [name for name, _ in stage.named_parameters()]
+    assert "tok_embeddings.weight" in names and "output.weight" not in names
+    assert [name for _, _, name in pieces(stage)].count("tok_embeddings.weight") == 1
+
+
+def test_a_tied_head_on_another_stage_has_its_own_copy() -> None:
+    first, last = (build(TIED, stage_of(TIED, pp_size=2, pp_rank=rank)) for rank in range(2))
+    assert "tok_embeddings.weight" in {name for _, _, name in pieces(first)}
+    assert "output.weight" in {name for _, _, name in pieces(last)}
+
+
+@pytest.mark.parametrize("window", [63, (None, 63), (4096, 63, None)])
+def test_a_window_that_sequences_outgrow_is_refused(window: int | tuple[int | None, ...]) -> None:
+    config = tiny_config(sliding_window=window)
+    build(config, max_positions=63)
+    message = "model's is 63 tokens: lower max_seq_len from 64 to 63"
+    with pytest.raises(UsageError, match=message):
+        build(config, max_positions=64)
+
+
+def test_a_window_of_no_layer_hides_nothing() -> None:
+    build(tiny_config(n_layers=2, sliding_window=(None, None, 8)))
+
+
 def test_unknown_names_list_the_known_ones() -> None:
+    gpt2 = tiny_config(architecture="gpt2", activation="gelu", max_positions=64)
+    with pytest.raises(UnknownNameError, match="unknown architecture 'gpt2'; known: llama"):
+        build(gpt2)
     with pytest.raises(UnknownNameError, match="unknown architecture 'lama'; known: llama"):
         build(tiny_config(architecture="lama"))
     with pytest.raises(UnknownNameError, match="naive, sdpa"):

@@ -20,7 +20,18 @@ BIASED = tiny_config(n_heads=6, n_kv_heads=3, ffn_dim=50, attention_bias=True, m
 SCALED = tiny_config(
     n_kv_heads=1, head_dim=16, rope_style="half", rope_scaling=RopeScaling(original_context=16)
 )
-ALL = {"plain": PLAIN, "uneven": UNEVEN, "biased": BIASED, "scaled": SCALED}
+LINEAR = tiny_config(rope_scaling=RopeScaling(factor=4.0, kind="linear"))
+TIED = tiny_config(n_heads=6, n_kv_heads=2, vocab_size=101, tied_embeddings=True)
+WINDOWED = tiny_config(sliding_window=(64, None))
+ALL = {
+    "plain": PLAIN,
+    "uneven": UNEVEN,
+    "biased": BIASED,
+    "scaled": SCALED,
+    "linear": LINEAR,
+    "tied": TIED,
+    "windowed": WINDOWED,
+}
 
 TOKEN_IDS = [list(range(3, 20)), [60] * 9, [7, 1, 33, 4, 5], [2, 44]]
 CUTS = [
@@ -48,9 +59,17 @@ def test_one_process(name: str, attention: str) -> None:
     assert equals_oracle(single(), ALL[name], attention)
 
 
-@pytest.mark.parametrize("name", ["uneven", "biased"])
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (2, 2)])
-def test_layout(tp: int, pp: int, name: str) -> None:
+SMALL = [(2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "pp"),
+    [
+        *((name, tp, pp) for name in ("uneven", "biased") for tp, pp in SMALL),
+        *(("tied", tp, pp) for tp, pp in [(3, 1), (1, 2), (2, 2)]),
+    ],
+)
+def test_layout(name: str, tp: int, pp: int) -> None:
     had_logits = run_layout(equals_oracle, ALL[name], "sdpa", tp=tp, pp=pp)
     sampler = tp * (pp - 1)
     assert had_logits == [rank == sampler for rank in range(tp * pp)]

@@ -75,7 +75,7 @@ class SdpaAttention:
     def __init__(self, batch: Batch, *, dtype: torch.dtype) -> None:
         prompts = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new > 1]
         decodes = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new == 1]
-        max_tokens = _CHEAP_TOKENS if batch.positions.device.type == "cpu" else _MAX_TOKENS
+        max_tokens = most_gathered_tokens(batch.positions.device.type)
         self._parts = [_prompt_part(batch, index, dtype=dtype) for index in prompts]
         self._parts += [
             _decode_part(batch, group, dtype=dtype)
@@ -90,6 +90,11 @@ class SdpaAttention:
         for part in self._parts:
             out[part.rows] = part.attend(q[part.rows], k_cache, v_cache, scale=scale)
         return out
+
+
+def most_gathered_tokens(device_type: str) -> int:
+    """Context tokens of several sequences that one kernel call may copy together."""
+    return _CHEAP_TOKENS if device_type == "cpu" else _MAX_TOKENS
 
 
 def group_by_length(
