@@ -116,6 +116,8 @@ class Llama:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         backend: str | None = None,
+        format: str | None = None,
+        verify: bool = False,
     ) -> Llama:
         """Load a checkpoint over the ranks of the job. Collective; a plain process is one rank.
 
@@ -123,14 +125,16 @@ class Llama:
         need not be as many as the checkpoint has files. `max_seq_len` counts prompt and answer, in
         tokens. Lines that ranks with LOCAL_RANK above 0 write to stdout from here on are dropped.
 
-        Raises what `llama.llm.LLM` raises: CheckpointError, UsageError, RankMismatchError,
-        HardwareError, OutOfMemoryError, PeerLostError.
+        `format` and `verify` are those of `llama.llm.LLM`, and so are the errors: CheckpointError,
+        UsageError, RankMismatchError, HardwareError, OutOfMemoryError, PeerLostError.
         """
         _silence_other_ranks()
         began = time.perf_counter()
         llm = LLM(
             ckpt_dir,
             tokenizer_path=tokenizer_path,
+            format=format,
+            verify=verify,
             tp=model_parallel_size,
             pp=pipeline_parallel_size,
             dtype=dtype,
@@ -189,7 +193,8 @@ class Llama:
         settings = _Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs, echo)
         self._agree("text_completion", prompts, settings)
         _check_is_list("prompts", prompts, of="texts")
-        encoded = [self.tokenizer.encode(prompt, True, False) for prompt in prompts]
+        bos = self.tokenizer.adds_bos
+        encoded = [self.tokenizer.encode(prompt, bos, False) for prompt in prompts]
         return [
             CompletionPrediction(
                 generation=self.tokenizer.decode(row), **self._details(row, values, logprobs)

@@ -9,29 +9,33 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from llama.config import ModelConfig, ParallelConfig
 from llama.engine.build import build_engine
+from llama.engine.decide import decide_layout
 from llama.engine.exchange import FinishedSequence
 from llama.engine.output import final_text
 from llama.engine.sequence import RequestOutput, SamplingParams
 from llama.engine.sequence import Sequence as Request
+from llama.engine.source import ModelSource
 from llama.errors import UsageError
 from llama.parallel.context import ParallelContext
 
 Prompt = str | Sequence[int]
-"""Text, encoded here with a leading bos, or token ids taken as they are."""
+"""Text, encoded here with a leading bos where the tokenizer adds one, or ids as they are."""
 
 
 class LLM:
     """A loaded model. Lengths are in tokens; sizes left None are found out.
 
-    `tp`/`pp` cut the model over ranks (default: all ranks tensor-parallel); `dtype` is the compute
-    dtype (default: the checkpoint's on a GPU, float32 on a CPU); further keywords are
-    EngineConfig's.
+    `ckpt_dir` is a folder of any format in FORMATS (told from its files unless `format` names it);
+    `verify` checks its files against the checksums beside them. `tp`/`pp` cut the model over ranks
+    (default: all ranks tensor-parallel; "auto" chooses from the memory plan, and `layout_reason`
+    says why); `dtype` is the compute dtype (default: the checkpoint's on a GPU, float32 on a CPU);
+    further keywords are EngineConfig's.
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class LLM:
         ckpt_dir: str | Path,
         *,
         tokenizer_path: str | Path | None = None,
-        tp: int | None = None,
-        pp: int | None = None,
+        format: str | None = None,
+        verify: bool = False,
+        tp: int | Literal["auto"] | None = None,
+        pp: int | Literal["auto"] | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         backend: str | None = None,
@@ -49,15 +55,18 @@ class LLM:
         seed: int = 0,
         **engine_options: Any,
     ) -> None:
+        source = ModelSource(ckpt_dir, tokenizer_path, format, verify)
+        sizes = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, **engine_options}
+        parallel, self.layout_reason = decide_layout(
+            source,
+            ParallelConfig(tp_size=tp, pp_size=pp, device=device, backend=backend),
+            engine_options=sizes,
+            dtype=dtype,
+        )
         self.engine, self.tokenizer, self.load_report = build_engine(
-            ckpt_dir,
-            tokenizer_path=tokenizer_path,
-            engine_options={
-                "max_seq_len": max_seq_len,
-                "max_batch_size": max_batch_size,
-                **engine_options,
-            },
-            parallel=ParallelConfig(tp_size=tp, pp_size=pp, device=device, backend=backend),
+            source,
+            engine_options=sizes,
+            parallel=parallel,
             dtype=dtype,
             seed=seed,
         )
@@ -147,7 +156,7 @@ class LLM:
         params = _as_params(sampling_params, len(many))
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         token_ids = [
-            self.tokenizer.encode(prompt, bos=True, eos=False)
+            self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos, eos=False)
             if isinstance(prompt, str)
             else list(prompt)
             for prompt in many

@@ -58,12 +58,16 @@ class Engine:
         self.cache = cache
         self.seed = seed
         self.eos_token_ids = frozenset(tokenizer.stop_tokens if tokenizer else ())
-        self.runner = ModelRunner(stage=stage, cache=cache, context=context, dtype=dtype)
+        # Rows of the head beyond the tokenizer's are padding: no tokens, and never drawn.
+        n_words = tokenizer.n_words if tokenizer else model_config.vocab_size
+        self.runner = ModelRunner(
+            stage=stage, cache=cache, context=context, dtype=dtype, n_words=n_words
+        )
         self.scheduler = Scheduler(
             config,
             num_blocks=cache.num_blocks,
             max_in_flight=context.layout.pp_size,
-            vocab_size=model_config.vocab_size,
+            vocab_size=n_words,
         )
         self.outputs = OutputProcessor(tokenizer) if tokenizer else None
         self._ring = PlanRing(context)

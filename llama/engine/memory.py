@@ -1,10 +1,12 @@
 """How many KV blocks fit: what a device has free, and the number all ranks can hold.
 
 Every rank must use the same number, since one scheduler deals blocks for all; so it is a minimum.
+Ranks that share a device, the cores' memory or one GPU, share what it has free.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -16,16 +18,39 @@ from llama.errors import OutOfMemoryError
 from llama.log import get_logger
 from llama.parallel.context import ParallelContext
 
+if sys.platform == "linux":
+    import resource
+
 _GIB = 1024**3
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_STATM = Path("/proc/self/statm")
 
 
 def free_bytes(device: torch.device, *, local_ranks: int) -> int:
     """Memory that one of `local_ranks` equal ranks may still take on `device`."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _free_host_bytes() // local_ranks
+        return torch.cuda.mem_get_info(device)[0] // local_ranks
+    return min(_free_host_bytes() // local_ranks, _free_address_space())
+
+
+def device_bytes(device_type: str) -> int:
+    """All the memory of one device, whoever holds it."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _lines(_CGROUP / "memory.max") if sys.platform == "linux" else []
+    return min(host, int(limit[0])) if limit and limit[0] != "max" else host
+
+
+def ranks_on_device(context: ParallelContext) -> int:
+    """How many ranks have this rank's device, itself included. Collective over the world."""
+    name = context.host
+    if context.device.type == "cuda":
+        name += f" {torch.cuda.get_device_properties(context.device).uuid}"
+    digest = hashlib.sha256(name.encode()).digest()[:8]
+    mine = torch.tensor([int.from_bytes(digest, "big", signed=True)])
+    return int((context.world.all_gather(mine, dim=0) == mine).sum())
 
 
 def _free_host_bytes() -> int:
@@ -37,6 +62,17 @@ def _free_host_bytes() -> int:
         return free if limited is None else min(free, limited)
     # No portable count of free pages: half of what the machine has is a cautious guess.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_address_space() -> int:
+    """What this process's own limit (ulimit -v) leaves it."""
+    if sys.platform != "linux":
+        return sys.maxsize
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    pages = int(_lines(_STATM)[0].split()[0])
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _cgroup_free_bytes() -> int | None:
@@ -56,18 +92,44 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def agree_num_blocks(config: EngineConfig, *, block_bytes: int, context: ParallelContext) -> int:
+def wanted_blocks(config: EngineConfig) -> int:
+    """KV blocks that were asked for, else those of a full batch."""
+    return config.num_blocks or config.max_batch_size * config.blocks_per_sequence
+
+
+def needed_blocks(config: EngineConfig) -> int:
+    """KV blocks without which nothing runs: those of one sequence of max_seq_len."""
+    return min(config.blocks_per_sequence, wanted_blocks(config))
+
+
+def blocks_that_fit(
+    config: EngineConfig, *, left_bytes: int, activation_bytes: int, block_bytes: int
+) -> int:
+    """KV blocks, at most those wanted, that fit into the `left_bytes` beside the weights.
+
+    The activations of one step come first; memory_fraction of what is left may be taken.
+    """
+    room = int((left_bytes - activation_bytes) * config.memory_fraction)
+    return min(wanted_blocks(config), max(0, room) // block_bytes)
+
+
+def agree_num_blocks(
+    config: EngineConfig, *, block_bytes: int, activation_bytes: int, context: ParallelContext
+) -> int:
     """Blocks that every rank of the world can hold, at most what a full batch needs. Collective.
 
     `block_bytes` is one block over this rank's layers and heads. Raises OutOfMemoryError on every
     rank when not even one sequence of max_seq_len fits somewhere.
     """
-    wanted = config.num_blocks or config.max_batch_size * config.blocks_per_sequence
-    free = free_bytes(context.device, local_ranks=context.local_world_size)
-    mine = int(free * config.memory_fraction) // block_bytes
-    everyone = context.world.all_gather(torch.tensor([[min(mine, wanted), block_bytes]]), dim=0)
+    wanted, needed = wanted_blocks(config), needed_blocks(config)
+    mine = blocks_that_fit(
+        config,
+        left_bytes=free_bytes(context.device, local_ranks=ranks_on_device(context)),
+        activation_bytes=activation_bytes,
+        block_bytes=block_bytes,
+    )
+    everyone = context.world.all_gather(torch.tensor([[mine, block_bytes]]), dim=0)
     num_blocks, poorest = everyone[:, 0].min(dim=0)
-    needed = min(config.blocks_per_sequence, wanted)
     if num_blocks < needed:
         need, have = (int(n * everyone[poorest, 1]) / _GIB for n in (needed, num_blocks))
         shorter = f"lower max_seq_len to {int(num_blocks) * config.block_size} or less, or "

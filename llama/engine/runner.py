@@ -35,16 +35,26 @@ class RunnerStats:
 
 
 class ModelRunner:
-    """Runs plans through the local stage. `cache` holds the KV of the local layers."""
+    """Runs plans through the local stage. `cache` holds the KV of the local layers.
+
+    Of the vocabulary only the first `n_words` ids are drawn and scored.
+    """
 
     def __init__(
-        self, *, stage: DecoderStage, cache: KVCache, context: ParallelContext, dtype: torch.dtype
+        self,
+        *,
+        stage: DecoderStage,
+        cache: KVCache,
+        context: ParallelContext,
+        dtype: torch.dtype,
+        n_words: int,
     ) -> None:
         self.stage = stage
         self.cache = cache
         self.context = context
         self.stats = RunnerStats()
         self._dtype = dtype
+        self._n_words = n_words
         self._sampler = Sampler()
         self._sending: deque[tuple[Work, Tensor]] = deque()
 
@@ -61,7 +71,7 @@ class ModelRunner:
         if self.context.is_last_stage:
             logits = self.stage.logits(hidden, batch)
             if logits is not None:
-                result = self._sampler(logits, plan)
+                result = self._sampler(logits[:, : self._n_words], plan)
         else:
             self._send(hidden)
         self.stats.busy_s += time.perf_counter() - received + prepared - began

@@ -12,15 +12,11 @@ import torch
 
 from llama.checkpoint import open_checkpoint
 from llama.config import ParallelConfig
-from llama.engine.build import (
-    build_engine,
-    check_vocabulary,
-    checkpoint_dtype,
-    find_tokenizer,
-    resolve_dtype,
-)
+from llama.engine.build import build_engine
+from llama.engine.decide import resolve_dtype
 from llama.engine.engine import Engine
 from llama.engine.sequence import SamplingParams
+from llama.engine.source import ModelSource, check_vocabulary
 from llama.errors import CheckpointError, RankMismatchError, UsageError
 from llama.parallel.context import ParallelContext
 from llama.tokenizer import Tokenizer
@@ -39,7 +35,8 @@ def ckpt_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 def build(ckpt_dir: str, *, parallel: ParallelConfig | None = None, **options: Any) -> Engine:
     sizes = {"max_seq_len": options.pop("max_seq_len", 32), "max_batch_size": 2}
     wish = parallel or ParallelConfig()
-    return build_engine(ckpt_dir, engine_options=sizes, parallel=wish, **options)[0]
+    source = ModelSource(ckpt_dir, options.pop("tokenizer_path", None))
+    return build_engine(source, engine_options=sizes, parallel=wish, **options)[0]
 
 
 # One process ------------------------------------------------------------------------------------
@@ -72,7 +69,7 @@ def test_the_checkpoint_dtype_is_that_of_its_matrices(tmp_path: Path) -> None:
     config = tiny_config()
     write_meta(tmp_path, config, random_model(config), dtype=torch.bfloat16)
     reader = open_checkpoint(tmp_path)
-    assert checkpoint_dtype(reader) == torch.bfloat16
+    assert reader.dtype == torch.bfloat16
     reader.close()
 
 
@@ -85,32 +82,24 @@ def test_weights_and_cache_have_the_compute_dtype(ckpt_dir: str) -> None:
         assert len(result.token_ids) == 3
 
 
-def test_the_tokenizer_is_in_the_folder_or_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "7B"
-    folder.mkdir()
-    with pytest.raises(CheckpointError) as caught:
-        find_tokenizer(folder)
-    for part in (folder / "tokenizer.model", tmp_path / "tokenizer.model", "tokenizer_path"):
-        assert str(part) in str(caught.value)
-    (tmp_path / "tokenizer.model").touch()
-    assert find_tokenizer(str(folder)) == tmp_path / "tokenizer.model"
-    monkeypatch.chdir(folder)
-    assert find_tokenizer(".") == tmp_path / "tokenizer.model"
-    (folder / "tokenizer.model").touch()
-    assert find_tokenizer(folder) == folder / "tokenizer.model"
-
-
 def test_the_tokenizer_must_have_the_vocabulary_of_the_weights(ckpt_dir: str) -> None:
     path = f"{ckpt_dir}/tokenizer.model"
     tokenizer = Tokenizer(path)
-    check_vocabulary(CONFIG, tokenizer, ckpt_dir=ckpt_dir, tokenizer_path=path)
-    larger = tiny_config(vocab_size=401)
-    with pytest.raises(CheckpointError) as caught:
-        check_vocabulary(larger, tokenizer, ckpt_dir=ckpt_dir, tokenizer_path=path)
-    for part in ("has 400 tokens", "vocabulary of 401", path, ckpt_dir):
-        assert part in str(caught.value)
+    check_vocabulary(CONFIG, tokenizer, format="meta", ckpt_dir=ckpt_dir)
+    for format, vocab_size in (("meta", 401), ("hf", 399), ("megatron", 400 + 1025)):
+        other = tiny_config(vocab_size=vocab_size)
+        with pytest.raises(CheckpointError) as caught:
+            check_vocabulary(other, tokenizer, format=format, ckpt_dir=ckpt_dir)
+        for part in ("has 400 tokens", f"vocabulary of {vocab_size}", path, ckpt_dir):
+            assert part in str(caught.value)
+
+
+def test_a_vocabulary_may_be_padded_but_not_in_metas_format(ckpt_dir: str) -> None:
+    tokenizer = Tokenizer(f"{ckpt_dir}/tokenizer.model")
+    for format in ("hf", "mistral", "megatron", "dcp"):
+        for vocab_size in (400, 448, 400 + 1024):
+            config = tiny_config(vocab_size=vocab_size)
+            check_vocabulary(config, tokenizer, format=format, ckpt_dir=ckpt_dir)
 
 
 # Several ranks ----------------------------------------------------------------------------------

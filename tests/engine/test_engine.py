@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from llama.engine.sequence import SamplingParams
 from llama.engine.stats import RankStats
 from llama.errors import LlamaError, PeerLostError, UsageError
 from llama.parallel.context import ParallelContext, single
+from llama.tokenizer import Tokenizer
 from tests.helpers import oracle
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.engines import make_engine
 from tests.helpers.ranks import run_layout
+from tests.helpers.tokenizers import write_sentencepiece
 
 CONFIG = tiny_config(n_kv_heads=2)
 PROMPTS = [[1, *[(5 * i + 3 * j) % 61 for j in range(1 + i % 7)]] for i in range(32)]
@@ -44,6 +47,29 @@ def ckpt_dir(tmp_path_factory: pytest.TempPathFactory, weights: Mapping[str, Ten
 @pytest.fixture(scope="module")
 def engine(ckpt_dir: str) -> Engine:
     return make_engine(single(), ckpt_dir)
+
+
+def padded_job(context: ParallelContext, ckpt_dir: str, tokenizer_path: str) -> bool:
+    """The rows beyond the tokenizer's are the largest by far; no id of theirs is ever drawn."""
+    tokenizer = Tokenizer(tokenizer_path)
+    engine = make_engine(context, ckpt_dir, tokenizer=tokenizer)
+    for params in (replace(GREEDY, logprobs=3, ignore_eos=True), SAMPLED):
+        for result in engine.generate(PROMPTS[:4], [params] * 4):
+            assert max(result.token_ids) < tokenizer.n_words
+            assert all(score.logprob > -20 for score in result.logprobs or ())
+    with pytest.raises(UsageError, match="ids are integers from 0 to 399"):
+        engine.generate([[400]], [GREEDY])
+    return True
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (3, 1), (1, 2)])
+def test_padding_of_the_vocabulary_is_never_drawn(tmp_path: Path, tp: int, pp: int) -> None:
+    config = tiny_config(n_kv_heads=2, vocab_size=464)
+    weights = random_model(config)
+    weights["output.weight"][400:] *= 100
+    ckpt_dir = str(write_meta(tmp_path / "ckpt", config, weights))
+    tokenizer_path = str(write_sentencepiece(tmp_path / "tokenizer.model"))
+    assert all(run_layout(padded_job, ckpt_dir, tokenizer_path, tp=tp, pp=pp))
 
 
 def ids(finished: list[FinishedSequence]) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from llama.config import EngineConfig
 from llama.engine import memory
-from llama.engine.memory import agree_num_blocks, free_bytes
+from llama.engine.memory import agree_num_blocks, free_bytes, ranks_on_device
 from llama.errors import OutOfMemoryError
 from llama.log import get_logger
 from llama.parallel.context import ParallelContext, single
@@ -84,7 +85,9 @@ def test_elsewhere_half_of_the_machine_is_taken_for_free(monkeypatch: pytest.Mon
 # Agreement --------------------------------------------------------------------------------------
 
 
-def blocks(context: ParallelContext, free: list[int], sizes: list[int]) -> tuple[int, list[str]]:
+def blocks(
+    context: ParallelContext, free: list[int], sizes: list[int], activations: int = 0
+) -> tuple[int, list[str]]:
     """What rank i agrees to with free[i] bytes and blocks of sizes[i] bytes, and what it logs."""
     shares: list[int] = []
 
@@ -96,7 +99,12 @@ def blocks(context: ParallelContext, free: list[int], sizes: list[int]) -> tuple
     get_logger().addHandler(logged)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "free_bytes", fake_free_bytes)
-        num_blocks = agree_num_blocks(CONFIG, block_bytes=sizes[context.rank], context=context)
+        num_blocks = agree_num_blocks(
+            CONFIG,
+            block_bytes=sizes[context.rank],
+            activation_bytes=activations,
+            context=context,
+        )
     get_logger().removeHandler(logged)
     assert shares == [context.layout.world_size]
     return num_blocks, logged.lines
@@ -125,6 +133,41 @@ def test_the_poorest_rank_decides_and_rank_0_says_so() -> None:
     assert [lines for _, lines in ranks[1:]] == [[], [], []]
 
 
+def test_the_activations_of_a_step_are_kept_free() -> None:
+    """Of 1400 bytes 400 are spoken for, and half of the rest holds 5 blocks of 100."""
+    assert blocks(single(), [1400], [100], 400)[0] == 5
+    with pytest.raises(OutOfMemoryError, match="room for 0 KV blocks"):
+        blocks(single(), [1400], [100], 1500)
+
+
+class _Gpu:
+    """What torch would tell of a GPU that two of three ranks see."""
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+
+
+def sharing_job(context: ParallelContext) -> tuple[int, int, int]:
+    """How many ranks have this rank's CPU, its GPU when ranks 0 and 2 share one, and its share."""
+    gpu = _Gpu("one" if context.rank == 1 else "other")
+    on_gpu = replace(context, device=torch.device("cuda", 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+        patch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * GIB, 8 * GIB))
+        sharers = ranks_on_device(on_gpu)
+        free = free_bytes(on_gpu.device, local_ranks=sharers)
+    return ranks_on_device(context), sharers, free
+
+
+def test_ranks_that_share_a_gpu_share_its_memory() -> None:
+    found = run_layout(sharing_job, tp=3)
+    assert found == [(3, 2, 3 * GIB), (3, 1, 6 * GIB), (3, 2, 3 * GIB)]
+
+
+def test_a_process_by_itself_shares_with_nobody() -> None:
+    assert ranks_on_device(single()) == 1
+
+
 def test_too_little_for_one_sequence_fails_on_every_rank() -> None:
     free = [10**12, 3 * GIB]
     for error in run_layout(blocks, free, [GIB // 2] * 2, pp=2, expect_error=True):
@@ -142,6 +185,6 @@ def test_no_room_at_all() -> None:
 
 def test_num_blocks_that_were_asked_for() -> None:
     few = EngineConfig(max_seq_len=64, block_size=16, num_blocks=3)
-    assert agree_num_blocks(few, block_bytes=1, context=single()) == 3
+    assert agree_num_blocks(few, block_bytes=1, activation_bytes=0, context=single()) == 3
     many = EngineConfig(max_seq_len=64, block_size=16, num_blocks=1000)
-    assert agree_num_blocks(many, block_bytes=1, context=single()) == 1000
+    assert agree_num_blocks(many, block_bytes=1, activation_bytes=0, context=single()) == 1000

@@ -1,0 +1,51 @@
+"""Where a model comes from: a folder, and what the user said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama.checkpoint import open_checkpoint
+from llama.checkpoint.reader import CheckpointReader
+from llama.config import ModelConfig
+from llama.errors import CheckpointError
+from llama.tokenizer import Tokenizer, find_tokenizer
+
+_MOST_PADDING = 1024
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint folder; None finds out. `verify` checks its files against their checksums."""
+
+    ckpt_dir: str | Path
+    tokenizer_path: str | Path | None = None
+    format: str | None = None
+    verify: bool = False
+
+    def open(self) -> CheckpointReader:
+        """Raises CheckpointError, UsageError, UnknownNameError; see `open_checkpoint`."""
+        return open_checkpoint(self.ckpt_dir, format=self.format)
+
+    def open_tokenizer(self, reader: CheckpointReader) -> Tokenizer:
+        """The tokenizer of the weights in `reader`. Raises CheckpointError."""
+        tokenizer = Tokenizer(str(self.tokenizer_path or find_tokenizer(self.ckpt_dir)))
+        check_vocabulary(reader.config, tokenizer, format=reader.format, ckpt_dir=self.ckpt_dir)
+        return tokenizer
+
+
+def check_vocabulary(
+    config: ModelConfig, tokenizer: Tokenizer, *, format: str, ckpt_dir: str | Path
+) -> None:
+    """Raises CheckpointError when the tokenizer does not belong to the weights.
+
+    Meta's have a row for every token and no other. Other formats pad the vocabulary, Megatron-LM to
+    a multiple of 128 · tp_size.
+    """
+    n_padding = config.vocab_size - tokenizer.n_words
+    if not 0 <= n_padding <= (0 if format == "meta" else _MOST_PADDING):
+        raise CheckpointError(
+            f"tokenizer {tokenizer.model_path} has {tokenizer.n_words} tokens but the weights in "
+            f"{ckpt_dir} have a vocabulary of {config.vocab_size}; "
+            "use the tokenizer that came with the checkpoint"
+        )
