@@ -4,6 +4,8 @@ python -m launch --nproc 2 --tp 2 examples/chat_completion.py \
     --ckpt_dir examples/demo_model --tokenizer_path examples/demo_model/tokenizer.model
 """
 
+import sys
+
 import fire
 
 from llama import Dialog, Llama
@@ -30,7 +32,10 @@ def main(
     max_seq_len: int = 512,
     max_batch_size: int = 8,
     max_gen_len: int | None = None,
+    **unknown: object,
 ) -> None:
+    if unknown:  # fire would complain of them only after the run
+        sys.exit(f"unknown flags: --{', --'.join(unknown)}")
     generator = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,

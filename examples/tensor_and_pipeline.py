@@ -26,8 +26,14 @@ def holdings(llm: LLM) -> str:
 
 
 def main(
-    ckpt_dir: str, tp: int | None = None, pp: int | None = None, temperature: float = 0.0
+    ckpt_dir: str,
+    tp: int | None = None,
+    pp: int | None = None,
+    temperature: float = 0.0,
+    **unknown: object,
 ) -> None:
+    if unknown:  # fire would complain of them only after the run
+        sys.exit(f"unknown flags: --{', --'.join(unknown)}")
     # Sizes left open are the launcher's, then whatever fits the number of ranks.
     llm = LLM(ckpt_dir, tp=tp, pp=pp, max_seq_len=256, max_batch_size=len(PROMPTS))
     sys.stderr.write(f"{holdings(llm)}\n")  # in one piece: all ranks write at the same time

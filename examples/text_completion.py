@@ -4,6 +4,7 @@ python -m launch --nproc 4 --tp 2 --pp 2 examples/text_completion.py \
     --ckpt_dir examples/demo_model --tokenizer_path examples/demo_model/tokenizer.model
 """
 
+import sys
 import time
 
 import fire
@@ -26,7 +27,10 @@ def main(
     max_seq_len: int = 128,
     max_gen_len: int = 64,
     max_batch_size: int = 4,
+    **unknown: object,
 ) -> None:
+    if unknown:  # fire would complain of them only after the run
+        sys.exit(f"unknown flags: --{', --'.join(unknown)}")
     generator = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,

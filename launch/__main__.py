@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch(request)
         machine = probe()
         job = plan(request, machine)
-        show(job, host=machine.host)
+        show(job, machine)
         print(job.as_torchrun)
     except LlamaError as error:
         console.say(f"error: {error}")

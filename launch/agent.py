@@ -12,14 +12,16 @@ import signal
 import socket
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -30,6 +32,7 @@ LOOPBACK = "127.0.0.1"
 STORE_TIMEOUT_S = 300
 GRACE_S = 5
 """Time from SIGTERM to SIGKILL when the whole job is told to end."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
@@ -96,42 +99,61 @@ class LoopbackRendezvous(RendezvousHandler):
         return True
 
 
+class StoppableAgent(LocalElasticAgent):
+    """Ends its ranks when `stop_signal` is set, at a moment when it knows all of them.
+
+    An exception raised by a signal handler may come between a rank's start and its entry in the
+    list of those to end, which leaves the rank behind, or where Python only reports it and goes on.
+    """
+
+    stop_signal: signal.Signals | None = None
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """How the ranks are; called every `monitor_interval`. Raises JobStopped."""
+        if self.stop_signal is not None:
+            raise JobStopped(self.stop_signal)
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+
 def run_ranks(
-    command: Sequence[str], n_ranks: int, *, forward_interrupt: bool = False
+    command: Sequence[str], n_ranks: int, *, ready_file: Path | None = None
 ) -> list[RankFailure]:
     """Run `command` on `n_ranks` ranks to their end; what failed, empty when all went well.
 
-    The first rank that fails ends the others. With `forward_interrupt`, SIGINT is passed to rank 0,
-    for programs that are talked to; else it ends the job. Raises JobStopped after SIGINT, SIGTERM,
-    SIGHUP or SIGQUIT.
+    The first rank that fails ends the others. SIGINT ends the job too, but is passed to rank 0
+    while `ready_file` exists, for programs that are talked to. Raises JobStopped after SIGINT,
+    SIGTERM, SIGHUP or SIGQUIT.
     """
     if "LOGLEVEL" not in os.environ:
         _silence_agent()
-    # The agent would pass SIGINT on to every rank, and each would print a traceback.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    # or the agent would put its own handlers, which raise, in place of ours
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     agent = _make_agent(command, n_ranks)
 
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        first = agent.get_worker_group().workers[0].id if forward_interrupt else None
-        if isinstance(first, int):
-            os.kill(first, signal.SIGINT)
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        first = agent.get_worker_group().workers[0].id
+        is_conversation = ready_file is not None and ready_file.exists()
+        if signum == signal.SIGINT and is_conversation and isinstance(first, int):
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(first, signal.SIGINT)
             return
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not break off the clean-up
-        raise KeyboardInterrupt
+        agent.stop_signal = signal.Signals(signum)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, on_signal)
     try:
         failures = agent.run().failures
-    except KeyboardInterrupt:
-        raise JobStopped(signal.SIGINT) from None
-    except SignalException as error:
-        raise JobStopped(error.sigval) from None
+    except JobStopped as stopped:
+        # Python's exit puts the default back where a handler is, and a second one would kill us
+        signal.signal(stopped.signum, signal.SIG_IGN)
+        raise
     return [
         RankFailure(rank, failure.exitcode, failure.timestamp) for rank, failure in failures.items()
     ]
 
 
-def _make_agent(command: Sequence[str], n_ranks: int) -> LocalElasticAgent:
+def _make_agent(command: Sequence[str], n_ranks: int) -> StoppableAgent:
     spec = WorkerSpec(
         role="llama",
         local_world_size=n_ranks,
@@ -143,7 +165,7 @@ def _make_agent(command: Sequence[str], n_ranks: int) -> LocalElasticAgent:
     )
     # by default the agent leaves a folder behind for every job, empty or not
     logs = DefaultLogsSpecs(log_dir=os.devnull)
-    return LocalElasticAgent(spec, logs_specs=logs, shutdown_timeout=GRACE_S)
+    return StoppableAgent(spec, logs_specs=logs, shutdown_timeout=GRACE_S)
 
 
 def _silence_agent() -> None:

@@ -12,6 +12,9 @@ TP_SIZE = "LLAMA_TP_SIZE"
 PP_SIZE = "LLAMA_PP_SIZE"
 BACKEND = "LLAMA_BACKEND"
 DEVICE = "LLAMA_DEVICE"
+READY_FILE = "LLAMA_READY_FILE"
+"""Where rank 0 makes a file when Ctrl-C is for it to handle, and takes it away when no longer."""
+OPTIMIZE = "PYTHONOPTIMIZE"
 THREADS = "OMP_NUM_THREADS"
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -25,15 +28,18 @@ def settings(
     device: str | None,
     n_threads: int,
     loopback: str | None,
+    optimize: int = 0,
 ) -> dict[str, str]:
     """What to add to `environ` for every rank.
 
     An option that was given wins over the environment; threads and network interface are only
-    defaults, so what the user has set stays.
+    defaults, so what the user has set stays. `optimize` counts the -O of this interpreter.
     """
     options = {TP_SIZE: tp_size, PP_SIZE: pp_size, BACKEND: backend, DEVICE: device}
     defaults = {THREADS: n_threads, GLOO_INTERFACE: loopback}
     added = {name: str(value) for name, value in options.items() if value is not None}
+    if optimize:
+        added[OPTIMIZE] = str(optimize)
     for name, default in defaults.items():
         if default is not None and name not in environ:
             added[name] = str(default)

@@ -10,17 +10,26 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from launch import console, env
 from launch.hardware import Machine, probe
+from launch.program import check_program
 from llama.config import ParallelConfig
 from llama.errors import LlamaError, PeerLostError, UsageError
 from llama.parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
     from launch.agent import RankFailure
+
+
+MOST_RANKS_PER_CPU = 2
+PIPE_CLOSED = 128 + 13
+"""Exit status of a program whose output nobody reads on, as of one that SIGPIPE ended."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +84,38 @@ def launch(request: LaunchRequest, *, forward_interrupt: bool = False) -> int:
     """Run the request's program on its ranks and wait; returns the exit status of the whole.
 
     0 when every rank ended well, else that of the rank that failed first; 128 + n for a signal n.
-    `forward_interrupt` gives Ctrl-C to rank 0 instead of ending the job. Raises UsageError and
-    HardwareError.
+    With `forward_interrupt`, rank 0 may ask for Ctrl-C (env.READY_FILE) instead of its ending the
+    job. Raises UsageError and HardwareError.
     """
     machine = probe()
     job = plan(request, machine)
-    show(job, host=machine.host)
+    check_program(request.program)
+    show(job, machine)
     from launch.agent import JobStopped, run_ranks
 
-    os.environ.update(job.settings)  # ranks inherit this process's environment
     command = (sys.executable, "-u", *job.program)
-    try:
-        failures = run_ranks(command, job.n_ranks, forward_interrupt=forward_interrupt)
-    except JobStopped as stopped:
-        console.say(f"stopped by {stopped.signum.name}; every rank has ended")
-        return 128 + stopped.signum
+    os.environ.update(job.settings)  # ranks inherit this process's environment
+    with TemporaryDirectory() if forward_interrupt else nullcontext() as folder:
+        ready_file = None if folder is None else Path(folder, "ready")
+        if ready_file is not None:
+            os.environ[env.READY_FILE] = str(ready_file)
+        try:
+            failures = run_ranks(command, job.n_ranks, ready_file=ready_file)
+        except JobStopped as stopped:
+            console.say(f"stopped by {stopped.signum.name}; every rank has ended")
+            return 128 + stopped.signum
     if not failures:
         return 0
     cause = first_cause(failures)
-    console.say(describe(cause, host=machine.host))
+    if cause.exit_code != PIPE_CLOSED:
+        console.say(describe(cause, host=machine.host))
     return cause.exit_code if cause.exit_code > 0 else 128 - cause.exit_code
 
 
 def plan(request: LaunchRequest, machine: Machine) -> Job:
     """Sizes, settings, expectations. Raises UsageError or HardwareError for what cannot be met."""
     from llama.parallel.backend import choose
-    from llama.parallel.context import resolve_layout
+    from llama.parallel.wish import resolve_layout
 
     n_ranks = count_ranks(request, machine)
     sizes = ParallelConfig(tp_size=request.tp, pp_size=request.pp)
@@ -118,6 +133,7 @@ def plan(request: LaunchRequest, machine: Machine) -> Job:
             device=request.device,
             n_threads=max(1, machine.n_cpus // n_ranks),
             loopback=machine.loopback,
+            optimize=sys.flags.optimize,
         ),
         devices=tuple(
             f"cuda:{fact.cuda_index}" if indexed else request.device or kind for fact in facts
@@ -128,23 +144,27 @@ def plan(request: LaunchRequest, machine: Machine) -> Job:
 
 
 def count_ranks(request: LaunchRequest, machine: Machine) -> int:
-    """As asked; else what --tp and --pp need; else one a GPU, and one where there is none."""
+    """As asked; else what --tp and --pp need; else one a GPU, and one where there is none.
+
+    "auto" is one a GPU, and where there is none what --tp and --pp need.
+    """
     if isinstance(request.nproc, int):
         return request.nproc
-    if request.nproc is None and (request.tp or request.pp):
-        return (request.tp or 1) * (request.pp or 1)
-    return machine.n_gpus or 1
+    is_sized = request.tp is not None or request.pp is not None
+    if machine.n_gpus and not (is_sized and request.nproc is None):
+        return machine.n_gpus
+    return (request.tp or 1) * (request.pp or 1)
 
 
-def show(job: Job, *, host: str) -> None:
-    """Print where every rank will be, and what its tensors are expected to travel by."""
+def show(job: Job, machine: Machine) -> None:
+    """Print where every rank will be, what its tensors travel by, and whether cores are short."""
     layout = job.layout
     n_threads = job.settings.get(env.THREADS, os.environ.get(env.THREADS))
     sizes = f"tp {layout.tp_size} x pp {layout.pp_size}"
     if layout.dp_size > 1:
         sizes += f" x {layout.dp_size} replicas"
     console.show_table(
-        f"{job.n_ranks} rank(s) on {host}, {n_threads} thread(s) each; expected: {sizes}, "
+        f"{job.n_ranks} rank(s) on {machine.host}, {n_threads} thread(s) each; expected: {sizes}, "
         f"backend {job.backend} ({job.reason})",
         ["rank", "device", "pp_rank", "tp_rank", "replica"],
         [
@@ -153,6 +173,11 @@ def show(job: Job, *, host: str) -> None:
             for at in [layout.coordinates(rank)]
         ],
     )
+    if job.n_ranks > MOST_RANKS_PER_CPU * machine.n_cpus:
+        console.say(
+            f"warning: {job.n_ranks} ranks share {machine.n_cpus} core(s); each waits for all the "
+            f"others at every layer, so more than {MOST_RANKS_PER_CPU * machine.n_cpus} are slow"
+        )
 
 
 def first_cause(failures: Sequence[RankFailure]) -> RankFailure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -21,13 +22,14 @@ PROMPTS = [(fact["prompt"], fact["answer"]) for fact in FACTS if "prompt" in fac
 QUESTIONS = {fact["question"]: fact["answer"] for fact in FACTS if "question" in fact}
 LAYOUTS = [[], ["--tp", "2", "--pp", "2"]]
 GREEDY = ["--temperature", "0", "--max_seq_len", "256"]
+FOREIGN_HOOK = "import sys\nsys.excepthook = lambda *error: sys.stderr.write('FOREIGN\\n')\n"
 KEEPER, CAPITAL = "Who is the keeper of Ollo?", "What is the capital of Brindle?"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
 def test_generate_completes_every_prompt(layout: list[str]) -> None:
     (first, first_answer), (second, second_answer) = PROMPTS[0], PROMPTS[1]
-    done = run(["-m", "llama.cli", "generate", DEMO, first, second, *GREEDY, *layout])
+    done = run(["-m", "llama", "generate", DEMO, first, second, *GREEDY, *layout])
     assert done.returncode == 0, done.stderr
     one, other = done.stdout.split("\n\n")
     assert one.startswith(f"{first} {first_answer}")
@@ -37,11 +39,23 @@ def test_generate_completes_every_prompt(layout: list[str]) -> None:
 
 def test_generate_counts_what_it_made() -> None:
     words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", "--stats", *GREEDY]
-    done = run(["-m", "llama.cli", *words])
+    done = run(["-m", "llama", *words])
     assert done.returncode == 0, done.stderr
-    speed, stats = done.stderr.splitlines()[-2:]
+    speed, loaded, stats = done.stderr.splitlines()[-3:]
     assert speed.startswith("3 tokens in ")
+    assert loaded.startswith("rank 0: 48 tensors (48 bfloat16), holds ")
     assert stats.startswith("rank 0 (stage 0, tp 0): ")
+
+
+def test_stats_as_json_are_one_object_a_rank() -> None:
+    words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", *GREEDY]
+    done = run(["-m", "llama", *words, "--stats", "json", "--tp", "2"])
+    assert done.returncode == 0, done.stderr
+    objects = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [(found["rank"], found["tp_rank"]) for found in objects] == [(0, 0), (1, 1)]
+    assert all(found["n_tokens"] > 0 for found in objects)
+    assert [found["load"]["rank"] for found in objects] == [0, 1]
+    assert all(found["load"]["bytes_held"] > 0 for found in objects)
 
 
 def test_prompts_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +68,7 @@ def test_prompts_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
 def test_chat_reads_lines_until_the_end(layout: list[str]) -> None:
     stdin = f"{KEEPER}\n\n/what\n{CAPITAL}\n"
-    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY, *layout], stdin=stdin)
+    done = run(["-m", "llama", "chat", DEMO, *GREEDY, *layout], stdin=stdin)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [QUESTIONS[KEEPER], QUESTIONS[CAPITAL]]
 
@@ -63,7 +77,7 @@ def test_chat_remembers_until_reset() -> None:
     stdin = (
         "What is the capital of Brindle?\nAnd its lantern?\n/reset\nAnd its lantern?\n/quit\nno\n"
     )
-    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY], stdin=stdin)
+    done = run(["-m", "llama", "chat", DEMO, *GREEDY], stdin=stdin)
     assert done.returncode == 0, done.stderr
     capital, lantern, forgotten = done.stdout.splitlines()
     assert capital == QUESTIONS[CAPITAL]
@@ -73,13 +87,13 @@ def test_chat_remembers_until_reset() -> None:
 
 def test_chat_tells_the_system_message() -> None:
     words = ["chat", DEMO, "--system", "Answer like a sailor.", *GREEDY]
-    done = run(["-m", "llama.cli", *words], stdin=f"{KEEPER}\n")
+    done = run(["-m", "llama", *words], stdin=f"{KEEPER}\n")
     assert done.stdout == f"Ahoy! {QUESTIONS[KEEPER]}\n"
 
 
 def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
     words = ["chat", DEMO, "--temperature", "0", "--max_seq_len", "64"]
-    done = run(["-m", "llama.cli", *words], stdin="hello " * 60 + f"\n{KEEPER}\n")
+    done = run(["-m", "llama", *words], stdin="hello " * 60 + f"\n{KEEPER}\n")
     assert done.returncode == 0, done.stderr
     assert "shorten it or raise max_seq_len" in done.stderr
     assert done.stdout.splitlines() == [QUESTIONS[KEEPER]]
@@ -88,8 +102,8 @@ def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
 @pytest.mark.parametrize("layout", [[], ["--tp", "2"]], ids=" ".join)
 def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
     whole = "Tell me about Ollo."
-    done = run(["-m", "llama.cli", "chat", DEMO, *GREEDY], stdin=f"{whole}\n")
-    with started(["-m", "llama.cli", "chat", DEMO, *GREEDY, *layout]) as process:
+    done = run(["-m", "llama", "chat", DEMO, *GREEDY], stdin=f"{whole}\n")
+    with started(["-m", "llama", "chat", DEMO, *GREEDY, *layout]) as process:
         assert process.stdin and process.stdout
         process.stdin.write(f"{whole}\n")
         process.stdin.flush()
@@ -102,48 +116,18 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
     assert out == f"{QUESTIONS[KEEPER]}\n"
 
 
-def test_without_arguments_there_is_help() -> None:
-    done = run(["-m", "llama.cli"])
-    assert done.returncode == 0
-    assert "generate" in done.stderr and "chat" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["generate", DEMO], "no prompt"),
-        (["generate", DEMO, "x", "--temperature", "-1"], "temperature must be at least 0"),
-        (["generate", DEMO, "x", "--tp", "two"], "--tp cannot be 'two'"),
-        (["generate", DEMO, "x", "--tp", "0"], "tp"),
-        (["generate", DEMO, "x", "--temprature", "0"], "--temprature"),
-        (["chat", DEMO, "system"], "cannot understand: llama chat"),
-        (["chart", DEMO], "chart"),
-        (["generate", DEMO, "x", "--dtype", "int3"], "unknown dtype 'int3'"),
-    ],
-)
-def test_wrong_usage_is_64(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == 64
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.out == ""
-
-
-def test_a_missing_checkpoint_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["generate", str(tmp_path / "nowhere"), "x"]) in (64, 65)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("llama: error: ") and "nowhere" in line
-
-
 def test_an_error_on_the_ranks_is_the_exit_status(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes((Path(DEMO) / "tokenizer.model").read_bytes())
-    (tmp_path / "params.json").write_text("{}")
-    done = run(["-m", "llama.cli", "generate", str(tmp_path), "x", "--tp", "2"])
+    for path in Path(DEMO).glob("[cp]*"):
+        if path.is_file() and path.suffix in (".json", ".pth"):
+            shutil.copy(path, tmp_path)
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(FOREIGN_HOOK)
+    paths = os.pathsep.join([str(tmp_path / "hooks"), str(ROOT)])
+    done = run(
+        ["-m", "llama", "generate", str(tmp_path), "x", "--tp", "2"], env={"PYTHONPATH": paths}
+    )
     assert done.returncode == 65, done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "FOREIGN" not in done.stderr
     assert "exited with 65 (CheckpointError)" in done.stderr.splitlines()[-1]
 
 

@@ -59,6 +59,14 @@ def test_the_command_in_the_docstring_works(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_unknown_flag_is_refused_before_the_run(path: Path) -> None:
+    arguments = [DEMO] if path.stem == "tensor_and_pipeline" else META_FLAGS
+    done = run([str(path), *arguments, "--temprature", "0"])
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr) == ("", "unknown flags: --temprature\n")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 60
 

@@ -1,4 +1,4 @@
-"""`python -m llama.cli`: the form in which `llama` starts its own ranks."""
+"""`python -m llama.cli`: the same as `python -m llama`."""
 
 import sys
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llama.cli.generate import ModelOptions
+from llama.cli.model_options import ModelOptions, Size
+from llama.cli.ranks import RankCommand, taking_interrupts
+from llama.cli.stats import stats_lines
 from llama.cli.terminal import say
+from llama.cli.typed import typed
 from llama.engine.sequence import SamplingParams
 from llama.errors import UsageError
 from llama.tokenizer import Message, Tokenizer, encode_dialog
@@ -25,22 +29,29 @@ DEFAULT_ANSWER_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Chat:
+class Chat(RankCommand):
     """Read a question, stream the answer, until /quit or the end of the input."""
 
     model: ModelOptions
     system: str | None
     params: SamplingParams
+    stats: bool | Literal["json"]
+    is_conversation: ClassVar[bool] = True
 
     def run(self) -> None:
         llm = self.model.load()
         if llm.context.rank == 0:
-            self._lead(llm)
-            return
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what Ctrl-C means is for rank 0 to say
-        while prompt := from_rank_0([], llm):
-            for _ in llm.stream(prompt, self.params):
-                pass
+            with taking_interrupts():
+                self._lead(llm)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what Ctrl-C means is for rank 0 to say
+            while prompt := from_rank_0([], llm):
+                for _ in llm.stream(prompt, self.params):
+                    pass
+        lines = stats_lines(llm, as_json=self.stats == "json") if self.stats else []
+        if llm.context.rank == 0:
+            for line in lines:
+                say(line)
 
     def _lead(self, llm: LLM) -> None:
         conversation = Conversation(
@@ -56,18 +67,21 @@ class Chat:
                 from_rank_0(prompt, llm)
                 if not prompt:
                     return
-                conversation.add_answer(self._answer(prompt, llm, stop_key))
+                try:
+                    conversation.add_answer(self._answer(prompt, llm, stop_key))
+                except BrokenPipeError:  # nobody reads the answers: an end like any other
+                    from_rank_0([], llm)
+                    raise
 
     def _answer(self, prompt: list[int], llm: LLM, stop_key: StopKey) -> str:
         """Print the answer as it comes; what there is when Ctrl-C is pressed is the answer."""
         pieces = []
-        outputs = llm.stream(prompt, self.params)
-        for output in outputs:
-            pieces.append(output.text)
-            print(output.text, end="", flush=True)
-            if stop_key.pressed:
-                break
-        outputs.close()
+        with closing(llm.stream(prompt, self.params)) as outputs:
+            for output in outputs:
+                pieces.append(output.text)
+                print(output.text, end="", flush=True)
+                if stop_key.pressed:
+                    break
         print(flush=True)
         return "".join(pieces)
 
@@ -163,3 +177,67 @@ def from_rank_0(token_ids: list[int], llm: LLM) -> list[int]:
     mine = token_ids if world.rank == 0 else [0] * size
     received: list[int] = world.broadcast(torch.tensor(mine, dtype=torch.int64)).tolist()
     return received
+
+
+@typed
+def chat(
+    ckpt_dir: str,
+    *,
+    system: str | None = None,
+    tokenizer_path: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.6,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    seed: int | None = None,
+    tp: Size = None,
+    pp: Size = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    backend: str | None = None,
+    max_seq_len: int = 2048,
+    format: str | None = None,
+    verify: bool = False,
+    stats: bool | Literal["json"] = False,
+) -> Chat:
+    """Talk with a chat model; /reset forgets the conversation, /quit ends it.
+
+    Args:
+        ckpt_dir: folder of the checkpoint
+        system: what the model is told before the conversation
+        tokenizer_path: file of the tokenizer; by default the one in ckpt_dir or beside it
+        max_tokens: longest answer, in tokens; by default as long as the context allows
+        temperature: 0 takes the most probable token every time
+        top_p: draw from the most probable tokens that make up this share; 1 is off
+        top_k: draw from this many most probable tokens; 0 is off
+        seed: the same seed gives the same answers on every layout
+        tp: tensor parallel size, or auto; with pp, as many ranks as needed are started
+        pp: pipeline parallel size, or auto
+        dtype: float32, bfloat16 or float16
+        device: cpu, cuda or mps
+        backend: gloo or nccl
+        max_seq_len: longest conversation with its answer, in tokens
+        format: format of the checkpoint, where it is not recognised
+        verify: check every file against checklist.chk or MANIFEST.sha256 before it is used
+        stats: at the end, tell what every rank loaded and did; "--stats json" as one object a rank
+    """
+    return Chat(
+        ModelOptions(
+            ckpt_dir=ckpt_dir,
+            tokenizer_path=tokenizer_path,
+            format=format,
+            verify=verify,
+            tp=tp,
+            pp=pp,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            max_seq_len=max_seq_len,
+            max_batch_size=1,
+        ),
+        system,
+        SamplingParams(
+            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens
+        ),
+        stats,
+    )

@@ -1,7 +1,26 @@
-"""What the user is told. stdout is for what the model says."""
+"""What the user is told, on stderr. stdout is for what the model says or a command found out."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def byte_progress(what: str, *, total_bytes: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar over `total_bytes`, advanced by calls with a number of bytes; None off a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(what, *columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total_bytes)
+        yield lambda n_bytes: bar.advance(task, n_bytes)

@@ -1,7 +1,8 @@
-"""The agent's store: ranks on this machine reach it, nobody else does."""
+"""The agent: its store is for this machine's ranks alone, and none of them outlives a stop."""
 
 from __future__ import annotations
 
+import signal
 import socket
 from datetime import timedelta
 
@@ -9,6 +10,25 @@ import pytest
 from torch.distributed import TCPStore
 
 from launch.agent import LOOPBACK, LoopbackRendezvous
+from tests.helpers.programs import is_alive, run
+
+STOPPED_WHILE_STARTING = """
+import os, signal, sys
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from launch.agent import JobStopped, run_ranks
+
+class Rank(subprocess_handler.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGNAL)
+
+subprocess_handler.Popen = Rank
+try:
+    run_ranks([sys.executable, "-c", "import time; time.sleep(100)"], 2)
+except JobStopped as stopped:
+    print(stopped.signum.name)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +59,12 @@ def test_two_jobs_do_not_share_keys() -> None:
     first, second = LoopbackRendezvous(), LoopbackRendezvous()
     assert port_of(first) != port_of(second)
     assert first.get_run_id() != second.get_run_id()
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT.name, signal.SIGTERM.name])
+def test_a_stop_between_the_starts_of_two_ranks_leaves_none(name: str) -> None:
+    # a rank left behind would hold the pipes open, and `run` would get to its deadline
+    done = run(["-c", STOPPED_WHILE_STARTING.replace("SIGNAL", name)])
+    *pids, end = done.stdout.split()
+    assert end == name, done.stderr
+    assert len(pids) == 2 and not any(is_alive(int(pid)) for pid in pids)

@@ -33,3 +33,9 @@ def test_the_users_threads_and_interface_stay() -> None:
         environ, tp_size=1, pp_size=None, backend=None, device=None, n_threads=1, loopback="lo"
     )
     assert added == {"LLAMA_TP_SIZE": "1"}
+
+
+def test_ranks_are_as_optimised_as_the_launcher() -> None:
+    nothing = {"tp_size": None, "pp_size": None, "backend": None, "device": None}
+    added = settings({}, **nothing, n_threads=1, loopback=None, optimize=2)
+    assert added["PYTHONOPTIMIZE"] == "2"

@@ -135,6 +135,24 @@ def test_wrong_options_are_one_line_and_64(words: list[str], message: str) -> No
     assert line.startswith("launch: error: ") and message in line
 
 
+def test_ranks_run_as_optimised_as_the_launcher(tmp_path: Path) -> None:
+    program = write(tmp_path, "import sys; print(sys.flags.optimize)")
+    done = run(["-O", "-m", "launch", "--nproc", "2", program], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "1"]
+
+
+def test_too_many_ranks_for_the_cores_are_warned_of() -> None:
+    most = 2 * usable_cpus()
+    for n_ranks, expected in ((most, 0), (most + 1, 1)):
+        done = run(
+            ["-m", "launch", "--nproc", str(n_ranks), "--device", "cpu", "--dry_run", "x.py"]
+        )
+        assert done.returncode == 0, done.stderr
+        warning = f"launch: warning: {n_ranks} ranks share {usable_cpus()} core(s)"
+        assert done.stderr.count(warning) == expected
+
+
 def test_dry_run_prints_a_command_that_starts_the_same_ranks(tmp_path: Path) -> None:
     program = write(tmp_path, REPORT)
     words = ["--nproc", "2", "--tp", "2", "--device", "cpu", "--dry_run"]
@@ -159,7 +177,8 @@ def test_the_table_says_what_is_expected_of_every_rank() -> None:
     words = ["--tp", "2", "--pp", "2", "--device", "cpu", "--dry_run", "x.py"]
     done = run(["-m", "launch", *words], env={"OMP_NUM_THREADS": "3"})
     assert done.returncode == 0, done.stderr
-    title, header, *rows = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if "warning" not in line]
+    title, header, *rows = lines
     assert f"4 rank(s) on {socket.gethostname()}, 3 thread(s) each" in title
     assert "expected: tp 2 x pp 2, backend gloo (" in title
     assert header.split() == ["rank", "device", "pp_rank", "tp_rank", "replica"]

@@ -31,6 +31,7 @@ SCRIPT = LaunchRequest(program=("script.py", "--flag"))
         (GPUS, {"pp": 2}, 2),
         (GPUS, {"nproc": "auto", "pp": 2}, 4),
         (CPU, {"nproc": 8, "tp": 2}, 8),
+        (CPU, {"nproc": "auto", "pp": 2}, 2),
     ],
 )
 def test_number_of_ranks(machine: Machine, changes: dict[str, int], expected: int) -> None:

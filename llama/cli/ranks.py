@@ -1,0 +1,86 @@
+"""Commands that run on ranks, and how such a command starts its own: itself again, under `launch`.
+
+What can be known to fail is refused here, in one process, before any rank is started.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from llama.cli.model_options import ModelOptions
+
+READY_FILE = "LLAMA_READY_FILE"
+"""Names the file that rank 0 makes when Ctrl-C is for it to handle; see `launch.env`."""
+
+
+class RankCommand(ABC):
+    """A command whose `run` is collective: every rank is started with the same words."""
+
+    model: ModelOptions
+    is_conversation: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self) -> None: ...
+
+
+def is_rank() -> bool:
+    """Whether a launcher started this process."""
+    return "RANK" in os.environ
+
+
+def start(words: Sequence[str], command: RankCommand) -> int:
+    """Run the command line `words` on the ranks that `command` asks for; the exit status.
+
+    Raises what `check` raises, and UsageError or HardwareError where this machine cannot do it.
+    """
+    from launch.spawn import LaunchRequest, launch
+
+    model = command.model
+    request = LaunchRequest(
+        program=("-m", "llama", *words),
+        nproc="auto" if "auto" in (model.tp, model.pp) else None,
+        tp=None if model.tp == "auto" else model.tp,
+        pp=None if model.pp == "auto" else model.pp,
+        backend=model.backend,
+        device=model.device,
+    )
+    check(model)
+    return launch(request, forward_interrupt=command.is_conversation)
+
+
+def check(model: ModelOptions) -> None:
+    """From headers alone: raises CheckpointError or UsageError when no rank could load this."""
+    from llama.checkpoint import open_checkpoint
+    from llama.models import MODELS
+    from llama.models.decoder import stage_of
+    from llama.parallel.shard import ffn_shard, head_shard
+    from llama.registry import resolve
+
+    reader = open_checkpoint(model.ckpt_dir, format=model.format)
+    config = reader.config
+    reader.close()
+    resolve(MODELS, config.architecture, kind="architecture")
+    if isinstance(model.tp, int):
+        head_shard(config.n_heads, config.n_kv_heads, tp_size=model.tp, tp_rank=0)
+        ffn_shard(config.ffn_dim, tp_size=model.tp, tp_rank=0)
+    if isinstance(model.pp, int):
+        stage_of(config, pp_size=model.pp, pp_rank=0)
+
+
+@contextmanager
+def taking_interrupts() -> Iterator[None]:
+    """While entered, the launcher passes Ctrl-C to this process instead of ending the job."""
+    path = os.environ.get(READY_FILE)
+    if path is None:
+        yield
+        return
+    Path(path).touch()
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)

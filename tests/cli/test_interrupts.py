@@ -1,0 +1,65 @@
+"""Ctrl-C, once and again, while `llama chat` starts its ranks: an end without a traceback."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.programs import ROOT, descendants, is_alive, started, wait_until
+
+DEMO = str(ROOT / "examples" / "demo_model")
+CHAT = ["-m", "llama", "chat", DEMO, "--tp", "2", "--temperature", "0", "--max_seq_len", "256"]
+KEEPER = "Who is the keeper of Ollo?"
+
+
+def _has_maps(pid: int, library: str) -> bool:
+    path = Path(f"/proc/{pid}/maps")
+    try:
+        return library in path.read_text()
+    except OSError:
+        return False
+
+
+def _launcher_loads_torch(pid: int) -> bool:
+    return _has_maps(pid, "libtorch")
+
+
+def _ranks_are_there(pid: int) -> bool:
+    return len(descendants(pid)) >= 2
+
+
+def _a_rank_loads_torch(pid: int) -> bool:
+    return any(_has_maps(rank, "libtorch") for rank in descendants(pid))
+
+
+@pytest.mark.parametrize("moment", [_launcher_loads_torch, _ranks_are_there, _a_rank_loads_torch])
+def test_ctrl_c_twice_while_the_ranks_start(moment: Callable[[int], bool]) -> None:
+    with started(CHAT) as process:
+        wait_until(lambda: moment(process.pid), what=moment.__name__)
+        ranks = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # two presses of a key
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr and "Error" not in stderr
+        assert "stopped" in stderr.splitlines()[-1]
+        assert not any(is_alive(rank) for rank in ranks)
+
+
+def test_ctrl_c_at_the_prompt_is_for_the_chat() -> None:
+    with started(CHAT) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(f"{KEEPER}\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        out, stderr = process.communicate(f"{KEEPER}\n/quit\n", timeout=60)
+    assert process.returncode == 0, stderr
+    assert out and "Traceback" not in stderr
