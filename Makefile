@@ -10,7 +10,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 DEMO := examples/demo_model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast bench-load check lint types architecture format install install-dev clean
+.PHONY: help demo test nightly fast bench-load check lint types architecture format install install-dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,11 +19,14 @@ demo: $(VENV)/.runtime ## generate text on 4 CPU ranks (tensor parallel 2 x pipe
 	$(PY) -m launch --nproc 4 --tp 2 --pp 2 examples/text_completion.py \
 	    --ckpt_dir $(DEMO) --tokenizer_path $(DEMO)/tokenizer.model
 
-test: $(VENV)/.dev ## the whole test suite
+test: $(VENV)/.dev ## the test suite, but for layouts of five and more ranks
+	$(PY) -m pytest -n $(WORKERS) -m "not nightly"
+
+nightly: $(VENV)/.dev ## every test, also those that two cores need minutes for
 	$(PY) -m pytest -n $(WORKERS)
 
 fast: $(VENV)/.dev ## the tests that are not marked slow
-	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+	$(PY) -m pytest -n $(WORKERS) -m "not slow and not nightly"
 
 bench-load: $(VENV)/.dev ## what loading costs in bytes, seconds and memory, beside safetensors
 	$(PY) -m tests.benchmarks.load

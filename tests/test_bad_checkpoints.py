@@ -83,10 +83,10 @@ def check_refusal(done: subprocess.CompletedProcess[str], status: int, *patterns
     assert "weights_only" not in done.stderr
 
 
-def test_the_good_ones_load(files: Files) -> None:
-    for folder in (files.meta, files.hf, files.hf_bin):
-        done = load(files, folder, deadline_s=30)
-        assert done.returncode == 0 and done.stdout.count("loaded") == 2, done.stderr
+def test_a_good_one_loads(files: Files) -> None:
+    """One stands for all: test_every_format loads the others."""
+    done = load(files, files.hf, deadline_s=30)
+    assert done.returncode == 0 and done.stdout.count("loaded") == 2, done.stderr
 
 
 # L01, L02: a file is cut off or missing --------------------------------------------------------

@@ -138,6 +138,7 @@ def test_any_view_of_any_shape(tmp_path: Path, data: st.DataObject) -> None:
         {"shape": (24, 36), "stride": (36, -1)},
         {"shape": (2**40, 2**40)},
         {"shape": (2**40, 2**40, 0)},
+        {"shape": (2**40,), "stride": (0,)},
         {"shape": (24, 36), "stride": (36,)},
     ],
 )

@@ -206,8 +206,8 @@ def run_batch(engine: Engine, *, n_prompts: int, n_prompt: int, n_new: int) -> N
     ("name", "tp", "pp"),
     [
         ("big", 1, 1),
-        ("big", 2, 1),
-        ("big", 1, 2),
+        pytest.param("big", 2, 1, marks=pytest.mark.nightly),
+        pytest.param("big", 1, 2, marks=pytest.mark.nightly),
         ("big", 2, 2),
         ("big", 3, 1),
         ("tied", 1, 1),

@@ -56,6 +56,11 @@ class FileTensor:
         if 0 not in shape:
             last = storage_offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
             end += (last + 1) * dtype.itemsize
+            if n_elements * dtype.itemsize > file.size:  # elements in one place, without end
+                raise CheckpointError(
+                    f"{file.path}: {name} has no possible shape: {shape}, {stride} in "
+                    f"{file.size:,} bytes"
+                )
         if end > file.size:
             raise CheckpointError(
                 f"{file.path} is truncated or damaged: {name} would end at byte {end:,} of "

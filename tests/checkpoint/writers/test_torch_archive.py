@@ -57,7 +57,7 @@ def test_other_programs_that_read_zip_find_nothing_wrong(tmp_path: Path) -> None
     assert torch.load(path, weights_only=False)["args"] == Namespace(a=1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_tensor_of_more_than_4_gib(tmp_path: Path) -> None:
     row = torch.arange(2**20, dtype=torch.float32).view(1, -1)
     n_rows = 1030
