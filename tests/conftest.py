@@ -1,14 +1,22 @@
-"""What holds in every test process: one thread per rank, chatty collectives, `gpu` needs a GPU."""
+"""What holds in every test process: one thread per rank, checked collectives, `gpu` needs a GPU."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 # Before anything imports torch, and inherited by every rank that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
+
+_CHECKED = {Path(__file__).parent / name for name in ("parallel", "layers", "models")}
+"""Here torch compares every collective over the ranks, which makes each dearer."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    is_checked = not _CHECKED.isdisjoint(item.path.parents)
+    os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL" if is_checked else "OFF"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

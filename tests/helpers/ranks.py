@@ -37,6 +37,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+DEBUG = "TORCH_DISTRIBUTED_DEBUG"
 DEADLINE_S = 60.0
 GRACE_S = 20.0
 """What is left for the other ranks once one has failed: they should notice within seconds."""
@@ -156,7 +157,9 @@ class _Run:
             job = pickle.dumps((function, info, args))
             ours, theirs = _processes().Pipe()
             process = _processes().Process(
-                target=_rank_main, args=(theirs, job, self._stack_file(rank)), daemon=True
+                target=_rank_main,
+                args=(theirs, job, self._stack_file(rank), os.environ.get(DEBUG, "OFF")),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -237,8 +240,9 @@ def _processes() -> ForkServerContext | SpawnContext:
     return processes
 
 
-def _rank_main(pipe: Connection, job: bytes, stack_file: str) -> None:
+def _rank_main(pipe: Connection, job: bytes, stack_file: str, debug: str) -> None:
     """A rank's life: run the job, report, and when all went well wait to be let go."""
+    os.environ[DEBUG] = debug  # a fork server has the environment of its own start
     with open(stack_file, "w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks)
         try:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from llama.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from llama.layers.embedding import ROWS_AT_ONCE, ParallelLMHead, VocabParallelEmbedding
 from llama.layers.parameter import materialize
 from llama.parallel.context import ParallelContext
+from tests.helpers.cases import run_cases
 from tests.helpers.fill import fill
-from tests.helpers.ranks import run_layout
 
 CPU = torch.device("cpu")
 DIM = 6
 
-SIZES = [
-    *[(101, tp) for tp in (1, 2, 3, 4)],
-    (100, 4),
-    (5, 4),  # two rows each: the last rank holds padding alone
-]
+SIZES = {1: [101], 2: [101], 3: [101], 4: [101, 100, 5]}
+"""By tp_size. Of 5 words on 4 ranks each has two rows, and the last holds padding alone."""
 
 
 def table(vocab_size: int) -> torch.Tensor:
@@ -36,9 +35,9 @@ def look_up(context: ParallelContext, vocab_size: int) -> None:
     assert torch.equal(token_ids, before)
 
 
-@pytest.mark.parametrize(("vocab_size", "tp"), SIZES)
-def test_embedding_is_a_row_of_the_table(vocab_size: int, tp: int) -> None:
-    run_layout(look_up, vocab_size, tp=tp)
+@pytest.mark.parametrize("tp", SIZES)
+def test_embedding_is_a_row_of_the_table(tp: int) -> None:
+    run_cases(look_up, [(vocab_size,) for vocab_size in SIZES[tp]], tp=tp)
 
 
 def project(context: ParallelContext, vocab_size: int, dtype: torch.dtype) -> None:
@@ -57,7 +56,33 @@ def project(context: ParallelContext, vocab_size: int, dtype: torch.dtype) -> No
         torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("vocab_size", "tp"), SIZES)
-def test_logits_are_on_the_first_rank(vocab_size: int, tp: int, dtype: torch.dtype) -> None:
-    run_layout(project, vocab_size, dtype, tp=tp)
+@pytest.mark.parametrize("tp", SIZES)
+def test_logits_are_on_the_first_rank(tp: int) -> None:
+    run_cases(project, list(product(SIZES[tp], (torch.float32, torch.bfloat16))), tp=tp)
+
+
+def score(context: ParallelContext, n_words: int, dtype: torch.dtype) -> None:
+    """More than one tile, every word a target; one row overflows, and one is far from zero."""
+    layer = ParallelLMHead(101, DIM, tp=context.tp, name="wa", dtype=dtype)
+    materialize(layer, CPU)
+    fill(layer, {"wa.weight": table(101)})
+    hidden = torch.randn(ROWS_AT_ONCE + 9, DIM, generator=torch.Generator().manual_seed(1))
+    hidden[3, 0], hidden[5] = torch.inf, hidden[5] * 1000
+    hidden, targets = hidden.to(dtype), torch.arange(len(hidden)) % n_words
+    logits = F.linear(hidden.double(), table(101).to(dtype).double())[:, :n_words]
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0].float()
+    expected[3] = torch.nan
+    with torch.inference_mode():
+        logprobs = layer.logprobs(hidden, targets, n_words)
+        assert layer.logprobs(hidden[:0], targets[:0], n_words).shape == (0,)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(
+        logprobs, expected, rtol=tolerance, atol=tolerance, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("tp", [1, 2, 3])
+def test_logprobs_are_those_of_all_words_on_every_rank(tp: int) -> None:
+    """Also when rows are no words, and when the first rank has every word."""
+    dtypes = (torch.float32, torch.bfloat16)
+    run_cases(score, list(product((101, 99, 33), dtypes)), tp=tp)

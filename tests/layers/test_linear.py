@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from llama.layers.parameter import materialize
 from llama.parallel.comm import Communicator
 from llama.parallel.context import ParallelContext
 from llama.parallel.layout import partition
+from tests.helpers.cases import run_cases
 from tests.helpers.fill import fill
 from tests.helpers.ranks import run_layout
 from tests.helpers.stages import Place
@@ -72,11 +75,9 @@ def column(
         torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("out_features", [12, 13])
 @pytest.mark.parametrize("tp", TP_SIZES)
-def test_column_parallel(tp: int, out_features: int, bias: bool) -> None:
-    run_layout(column, out_features, bias, None, tp=tp)
+def test_column_parallel(tp: int) -> None:
+    run_cases(column, [(*case, None) for case in product((12, 13), (False, True))], tp=tp)
 
 
 def test_column_parallel_with_given_parts() -> None:
@@ -104,11 +105,9 @@ def row(context: ParallelContext, in_features: int, bias: bool, parts: list[rang
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("in_features", [24, 23])
 @pytest.mark.parametrize("tp", TP_SIZES)
-def test_row_parallel(tp: int, in_features: int, bias: bool) -> None:
-    run_layout(row, in_features, bias, None, tp=tp)
+def test_row_parallel(tp: int) -> None:
+    run_cases(row, [(*case, None) for case in product((24, 23), (False, True))], tp=tp)
 
 
 def test_row_parallel_with_given_parts() -> None:
@@ -135,10 +134,9 @@ def merged(context: ParallelContext, bias: bool) -> None:
     torch.testing.assert_close(layer(x), torch.cat(expected, dim=-1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tp", TP_SIZES)
-def test_merged_column_parallel(tp: int, bias: bool) -> None:
-    run_layout(merged, bias, tp=tp)
+def test_merged_column_parallel(tp: int) -> None:
+    run_cases(merged, [(False,), (True,)], tp=tp)
 
 
 def qkv(context: ParallelContext, own_heads: list[tuple[range, range]], bias: bool) -> None:
@@ -168,7 +166,6 @@ def qkv(context: ParallelContext, own_heads: list[tuple[range, range]], bias: bo
 ONE, OTHER = range(1), range(1, 2)
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "own_heads",
     [
@@ -178,8 +175,8 @@ ONE, OTHER = range(1), range(1, 2)
         [(range(2), ONE), (range(2, 3), ONE), (range(3, 5), OTHER), (range(5, 6), OTHER)],
     ],
 )
-def test_qkv_parallel(own_heads: list[tuple[range, range]], bias: bool) -> None:
-    run_layout(qkv, own_heads, bias, tp=len(own_heads))
+def test_qkv_parallel(own_heads: list[tuple[range, range]]) -> None:
+    run_cases(qkv, [(own_heads, False), (own_heads, True)], tp=len(own_heads))
 
 
 def make_column(tp: Communicator) -> ColumnParallelLinear:

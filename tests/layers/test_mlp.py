@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,9 +11,9 @@ from llama.layers.mlp import SwiGLU
 from llama.layers.parameter import materialize
 from llama.parallel.context import ParallelContext
 from tests.helpers import oracle
+from tests.helpers.cases import run_cases
 from tests.helpers.checkpoints import random_model, tiny_config
 from tests.helpers.fill import fill
-from tests.helpers.ranks import run_layout
 
 PREFIX = "layers.0.feed_forward."
 
@@ -28,17 +30,15 @@ def feed_forward(context: ParallelContext, ffn_dim: int, bias: bool, columns: in
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("ffn_dim", "tp", "columns"),
+    ("tp", "columns"),
     [
-        (200, 1, 200),
-        (200, 2, 100),
-        (200, 3, 66),
-        (200, 4, 50),
-        (384, 2, 128),  # in units of 128, so the first rank holds 256
-        (384, 3, 128),
+        (1, {200: 200}),
+        (2, {200: 100, 384: 128}),  # 384 in units of 128, so the first rank holds 256
+        (3, {200: 66, 384: 128}),
+        (4, {200: 50}),
     ],
 )
-def test_swiglu(ffn_dim: int, tp: int, columns: int, bias: bool) -> None:
-    run_layout(feed_forward, ffn_dim, bias, columns, tp=tp)
+def test_swiglu(tp: int, columns: dict[int, int]) -> None:
+    cases = product(columns.items(), (False, True))
+    run_cases(feed_forward, [(ffn_dim, bias, own) for (ffn_dim, own), bias in cases], tp=tp)
