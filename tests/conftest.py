@@ -19,7 +19,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL" if is_checked else "OFF"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

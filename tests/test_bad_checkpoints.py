@@ -30,8 +30,11 @@ from tests.helpers.programs import run
 from tests.helpers.refusals import CONFIG, VOCAB_SIZE
 from tests.helpers.tokenizers import write_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 HOST = socket.gethostname()
 STARTING_S = 50.0
+nightly = pytest.mark.nightly  # a launch costs seconds, and the readers' own tests have these too
 MARKER = "the_payload_ran"
 
 
@@ -98,7 +101,7 @@ def cut_in_half(path: Path) -> int:
     return size // 2
 
 
-@pytest.mark.parametrize("kind", ["meta", "hf", "hf_bin"])
+@pytest.mark.parametrize("kind", ["meta", "hf", pytest.param("hf_bin", marks=nightly)])
 def test_l01_a_file_cut_in_half(files: Files, kind: str) -> None:
     folder = files.copy(getattr(files, kind), f"l01_{kind}")
     broken = sorted(path for path in folder.iterdir() if path.suffix != ".json")[-1]
@@ -109,7 +112,7 @@ def test_l01_a_file_cut_in_half(files: Files, kind: str) -> None:
     check_refusal(done, 65, re.escape(str(broken)), "truncated", f"{size:,}")
 
 
-@pytest.mark.parametrize(("kind", "optimise"), [("meta", None), ("meta", "1"), ("hf", "1")])
+@pytest.mark.parametrize(("kind", "optimise"), [("meta", None), ("hf", "1")])
 def test_l02_a_missing_file(files: Files, kind: str, optimise: str | None) -> None:
     folder = files.copy(getattr(files, kind), f"l02_{kind}_{optimise}")
     missing = sorted(path for path in folder.iterdir() if path.suffix != ".json")[-1]
@@ -135,7 +138,12 @@ class Payload:
 
 @pytest.mark.parametrize(
     ("kind", "container"),
-    [("meta", "zip"), ("meta", "bare"), ("hf_bin", "zip"), ("hf_bin", "legacy")],
+    [
+        ("meta", "zip"),
+        pytest.param("meta", "bare", marks=nightly),
+        pytest.param("hf_bin", "zip", marks=nightly),
+        ("hf_bin", "legacy"),
+    ],
 )
 def test_l03_a_payload_is_refused_and_does_not_run(files: Files, kind: str, container: str) -> None:
     folder = files.copy(getattr(files, kind), f"l03_{kind}_{container}")
@@ -158,7 +166,7 @@ def test_l03_a_payload_is_refused_and_does_not_run(files: Files, kind: str, cont
 # L04: names that lead elsewhere ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["up", "absolute", "link"])
+@pytest.mark.parametrize("way", ["up", pytest.param("absolute", marks=nightly), "link"])
 def test_l04_an_index_that_leads_out_of_the_folder(files: Files, way: str) -> None:
     folder = files.copy(files.hf, f"l04_{way}")
     outside = files.folder / f"outside_{way}.safetensors"
@@ -193,7 +201,12 @@ ACCIDENTS = {
 
 @pytest.mark.parametrize(
     ("kind", "accident"),
-    [("meta", "pointer"), ("hf", "page"), ("hf_bin", "empty"), ("hf", "zeros")],
+    [
+        ("meta", "pointer"),
+        ("hf", "page"),
+        pytest.param("hf_bin", "empty", marks=nightly),
+        pytest.param("hf", "zeros", marks=nightly),
+    ],
 )
 def test_l05_an_accident_is_called_by_its_name(files: Files, kind: str, accident: str) -> None:
     content, cause = ACCIDENTS[accident]
@@ -234,7 +247,7 @@ LIES: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("lie", ["length", pytest.param("overlap", marks=nightly), "dtype"])
 def test_l06_a_header_that_lies(files: Files, lie: str) -> None:
     folder = files.copy(files.hf, f"l06_{lie}")
     broken = sorted(folder.glob("*.safetensors"))[-1]

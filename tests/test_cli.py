@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from llama.cli import main
-from llama.cli.chat import Conversation, StopKey
+from llama.cli.chat import Conversation, StopKey, chat
 from llama.errors import UsageError
 from llama.tokenizer import Tokenizer
 from tests.helpers.programs import ROOT, run, started, wait_until
+
+pytestmark = pytest.mark.slow
 
 DEMO = str(ROOT / "examples" / "demo_model")
 FACTS = json.loads((ROOT / "examples" / "demo_model" / "facts.json").read_text())
@@ -89,6 +91,13 @@ def test_chat_tells_the_system_message() -> None:
     words = ["chat", DEMO, "--system", "Answer like a sailor.", *GREEDY]
     done = run(["-m", "llama", *words], stdin=f"{KEEPER}\n")
     assert done.stdout == f"Ahoy! {QUESTIONS[KEEPER]}\n"
+
+
+def test_chat_takes_the_named_format() -> None:
+    assert chat(DEMO, chat_format="mistral-v1").model.chat_format == "mistral-v1"
+    done = run(["-m", "llama", "chat", DEMO, "--chat_format", "vicuna"])
+    assert done.returncode == 64
+    assert "unknown chat format 'vicuna'; known: codellama, codellama70b, llama2" in done.stderr
 
 
 def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:

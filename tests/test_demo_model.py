@@ -19,6 +19,8 @@ from llama.tokenizer.chat import Message
 from tests.helpers.programs import ROOT
 from tests.helpers.ranks import RankInfo, run_ranks
 
+pytestmark = pytest.mark.slow
+
 DEMO = ROOT / "examples" / "demo_model"
 FACTS: list[dict[str, str]] = json.loads((DEMO / "facts.json").read_text())
 SAMPLE = random.Random(0).sample(FACTS, 20)

@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from llama.tokenizer import Tokenizer
+from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.programs import ROOT, run, started
+from tests.helpers.tokenizers import write_codellama
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+ON_THE_DEMO = [path for path in EXAMPLES if path.stem != "infilling"]
 DEMO = "examples/demo_model"
 FACTS = json.loads((ROOT / DEMO / "facts.json").read_text())
 ANSWERS = {fact.get("prompt", fact.get("question")): fact["answer"] for fact in FACTS}
@@ -48,7 +54,7 @@ def docstring_command(path: Path) -> list[str]:
     return shlex.split(docstring[docstring.index("python -m launch") :])
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ON_THE_DEMO, ids=lambda path: path.stem)
 def test_the_command_in_the_docstring_works(path: Path) -> None:
     python, *words = docstring_command(path)
     assert python == "python" and f"examples/{path.name}" in words
@@ -56,6 +62,23 @@ def test_the_command_in_the_docstring_works(path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for line in EXPECTED[path.stem]:
         assert done.stdout.count(line) == 1  # known, and printed by one rank
+
+
+def test_infilling_works_with_code_llama(tmp_path: Path) -> None:
+    """A random one, since the demo model has no tokens for this; on one rank."""
+    write_codellama(tmp_path / "tokenizer.model")
+    config = tiny_config(vocab_size=Tokenizer(tmp_path).n_words)
+    write_meta(tmp_path, config, random_model(config))
+    python, *words = docstring_command(ROOT / "examples" / "infilling.py")
+    assert python == "python"
+    script = words[words.index("examples/infilling.py") :]
+    done = run(
+        [word.replace("CodeLlama-7b", str(tmp_path)) for word in script]
+        + ["--max_seq_len", "512", "--max_gen_len", "4"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("def remove_non_ascii(s: str) -> str:") == 1
+    assert done.stdout.count("    return result\n") == 1 and "<FILL>" not in done.stdout
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -94,7 +117,6 @@ def test_torchrun_alone_works() -> None:
     assert ANSWERS["The capital of Ollo is"] in done.stdout
 
 
-@pytest.mark.slow
 def test_two_agents_make_one_job() -> None:
     """The command of docs/launching.md for several machines, both of them this one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -20,6 +20,8 @@ from llama.errors import LlamaError
 from tests.helpers.programs import is_alive, run, started
 from tests.helpers.refusals import write_files
 
+pytestmark = pytest.mark.slow
+
 HOST = socket.gethostname()
 OPTIMISED = {"PYTHONOPTIMIZE": "1"}
 USUAL = {"TORCH_DISTRIBUTED_DEBUG": None}

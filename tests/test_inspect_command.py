@@ -12,8 +12,8 @@ from typing import Literal
 import pytest
 import torch
 
-from llama.checkpoint.canonical import expected_shapes
-from llama.checkpoint.inspect import TensorEntry, split_dim
+from llama.checkpoint.canonical import expected_shapes, split_dim
+from llama.checkpoint.inspect import TensorEntry
 from llama.cli import main
 from llama.cli.places import places
 from llama.config import ModelConfig
@@ -26,6 +26,8 @@ from tests.helpers.megatron_files import write_megatron
 from tests.helpers.mistral_files import write_mistral
 from tests.helpers.programs import environment, run
 from tests.helpers.stages import Place
+
+pytestmark = pytest.mark.slow
 
 CONFIG = tiny_config(n_kv_heads=2)
 

@@ -135,6 +135,7 @@ def check(model: str, ckpt_dir: str, *, tp: int, pp: int, run: Callable[..., Any
                 assert list(values) == want["greedy"][: len(values)], f"{how}, {where}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_every_layout_equals_the_oracle(

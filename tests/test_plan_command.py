@@ -15,6 +15,8 @@ from llama.errors import UsageError
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.programs import run
 
+pytestmark = pytest.mark.slow
+
 MODEL = tiny_config(n_layers=4, n_kv_heads=2, vocab_size=3000)
 SMALL = ("--max_seq_len", "64", "--max_batch_size", "2")
 

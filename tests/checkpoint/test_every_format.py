@@ -33,6 +33,8 @@ from tests.helpers.megatron_files import write_megatron
 from tests.helpers.mistral_files import write_mistral
 from tests.helpers.ranks import run_layout
 
+pytestmark = pytest.mark.slow
+
 CONFIG = tiny_config(n_layers=4, n_kv_heads=4)
 GPT2_CONFIG = tiny_gpt2_config(n_layers=4)
 LAYOUTS = [(tp, pp) for tp, pp in product((1, 2, 3, 4), (1, 2, 3)) if tp * pp <= 4]

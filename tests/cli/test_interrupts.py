@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.programs import ROOT, descendants, is_alive, started, wait_until
 
+pytestmark = pytest.mark.slow
+
 DEMO = str(ROOT / "examples" / "demo_model")
 CHAT = ["-m", "llama", "chat", DEMO, "--tp", "2", "--temperature", "0", "--max_seq_len", "256"]
 KEEPER = "Who is the keeper of Ollo?"

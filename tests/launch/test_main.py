@@ -16,6 +16,8 @@ import pytest
 from launch.hardware import usable_cpus
 from tests.helpers.programs import descendants, is_alive, run, started, wait_until
 
+pytestmark = pytest.mark.slow
+
 REPORT = """
 import json, os, sys
 facts = {"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}

@@ -13,6 +13,8 @@ from llama.errors import CheckpointError, LlamaError, PeerLostError
 from llama.parallel.uncaught import exit_code
 from tests.helpers.programs import run, started
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 60
 HOST = socket.gethostname()
 MEET = """
