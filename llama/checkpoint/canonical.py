@@ -12,6 +12,12 @@ EMBEDDING = "tok_embeddings.weight"
 POSITIONS = "pos_embeddings.weight"
 HEAD = "output.weight"
 
+_COLUMN_PARALLEL = (
+    "tok_embeddings", "output", "wq", "wk", "wv", "w1", "w3",
+    "wqkv", "w13",  # linears that are fused
+)  # fmt: skip
+_ROW_PARALLEL = ("wo", "w2")
+
 Shape = tuple[int, ...]
 
 
@@ -31,6 +37,18 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     shapes |= _norm(config, "norm")
     shapes[HEAD] = vocabulary
     return shapes
+
+
+def split_dim(name: str) -> int | None:
+    """The dim along which tensor parallel ranks share a tensor; None when each has all of it.
+
+    Fused linears are cut as those that they are made of; the bias of a row-parallel one is whole.
+    """
+    owner, _, kind = name.rpartition(".")
+    module = owner.rpartition(".")[2]
+    if module in _COLUMN_PARALLEL:
+        return 0
+    return 1 if module in _ROW_PARALLEL and kind == "weight" else None
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -14,7 +14,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 from llama.checkpoint.files.names import plain_file
-from llama.checkpoint.files.signature import regular_file
 from llama.checkpoint.reader import CheckpointReader
 from llama.checkpoint.writers import WRITERS
 from llama.checkpoint.writers.output_file import CopiedFile, OutputFile, Plan
@@ -22,6 +21,7 @@ from llama.checkpoint.writers.output_folder import output_folder
 from llama.checkpoint.writers.replaceable import is_replaceable
 from llama.checkpoint.writers.source import Options
 from llama.errors import UsageError
+from llama.files.signature import regular_file
 from llama.registry import resolve
 
 Progress = Callable[[int, int], object]

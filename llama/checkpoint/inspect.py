@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.checkpoint import FORMATS, open_checkpoint
-from llama.checkpoint.canonical import EMBEDDING, HEAD
+from llama.checkpoint.canonical import EMBEDDING, HEAD, split_dim
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.folder import NamesInside, files_below
 from llama.checkpoint.reader import CheckpointReader, Format
@@ -24,9 +24,6 @@ from llama.checkpoint.wording import dtype_name
 from llama.config import ModelConfig
 from llama.errors import CheckpointError
 from llama.registry import resolve
-
-_COLUMN_PARALLEL = ("wq", "wk", "wv", "w1", "w3")
-_ROW_PARALLEL = ("wo", "w2")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A full tensor under its canonical name. `split`: see `split_dim`.
+    """A full tensor under its canonical name. `split`: see `canonical.split_dim`.
 
     One that shares all its bytes with an earlier one names that: the head `tied_to` the embedding,
     any other as `duplicate_of`.
@@ -138,16 +135,6 @@ def inspect_folder(folder: Path, *, format: str | None = None) -> Inspection:
         ignored=reader.ignored,
         notes=(*reader.warnings, *reader.notes),
     )
-
-
-def split_dim(name: str) -> int | None:
-    """The dim along which tensor parallel ranks share a tensor; None when each has all of it."""
-    if name in (EMBEDDING, HEAD):
-        return 0
-    *_, layer, kind = name.split(".")
-    if layer in _COLUMN_PARALLEL:
-        return 0
-    return 1 if layer in _ROW_PARALLEL and kind == "weight" else None
 
 
 def _recognised(folder: Path) -> str | None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from llama.checkpoint.files.data_file import DataFile
 from llama.checkpoint.files.names import plain_file
-from llama.checkpoint.files.signature import regular_file
 from llama.checkpoint.folder import files_below, is_tokenizer_file
 from llama.checkpoint.wording import shortened
 from llama.errors import CheckpointError
+from llama.files.signature import regular_file
 
 CHECKLIST = "checklist.chk"
 MANIFEST = "MANIFEST.sha256"

@@ -29,7 +29,8 @@ class CheckpointReader:
 
     `config` is the architecture as the checkpoint states it. `ignored` names what is there and
     deliberately not part of a model, each with the reason; `notes` say what is odd but harmless,
-    `warnings` what could matter.
+    `warnings` what could matter. `family` is the model_type of Hugging Face ("llama", "mistral",
+    "gpt2") where the checkpoint tells it.
     """
 
     format: str
@@ -39,6 +40,7 @@ class CheckpointReader:
     ignored: Mapping[str, str]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    family: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,6 +85,7 @@ def make_reader(
     ignored: Mapping[str, str],
     notes: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
+    family: str | None = None,
 ) -> CheckpointReader:
     """The reader, once names, shapes and dtypes are those of `config`. Raises CheckpointError."""
     expected = expected_shapes(config)
@@ -103,7 +106,9 @@ def make_reader(
     for name, shape in expected.items():
         _check(name, tensors[name], shape, folder)
     in_order = {name: tensors[name] for name in expected}
-    return CheckpointReader(format, folder, config, in_order, dict(ignored), notes, warnings)
+    return CheckpointReader(
+        format, folder, config, in_order, dict(ignored), notes, warnings, family
+    )
 
 
 def _check(name: str, tensor: StoredTensor, shape: tuple[int, ...], folder: Path) -> None:

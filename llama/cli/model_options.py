@@ -1,4 +1,4 @@
-"""The model options that `llama generate` and `llama chat` share."""
+"""The options that the commands which run a model share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from llama.cli.terminal import say
+from llama.engine.sequence import SamplingParams
 
 if TYPE_CHECKING:
     from llama.llm import LLM
@@ -15,20 +16,42 @@ Size = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """LLM's arguments; None leaves a choice to it."""
+class ModelFlags:
+    """What every command lets its user say of a model; None leaves a choice to LLM.
+
+    Args:
+        tokenizer_path: file of the tokenizer; by default the one in ckpt_dir or beside it
+        tp: tensor parallel size, or auto; with pp, as many ranks as needed are started
+        pp: pipeline parallel size, or auto
+        dtype: float32, bfloat16 or float16
+        device: cpu, cuda or mps
+        backend: gloo or nccl
+        attention: auto, flash, sdpa or naive; auto takes flash where it can run, else sdpa
+        max_seq_len: longest prompt and completion together, in tokens; by default 2048, or as far
+            as the positions of the model go
+        format: format of the checkpoint, where it is not recognised
+        verify: check every file against checklist.chk or MANIFEST.sha256 before it is used
+    """
+
+    tokenizer_path: str | None = None
+    tp: Size = None
+    pp: Size = None
+    dtype: str | None = None
+    device: str | None = None
+    backend: str | None = None
+    attention: str = "auto"
+    max_seq_len: int | None = None
+    format: str | None = None
+    verify: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ModelFlags):
+    """LLM's arguments: the flags, and what a command decides."""
 
     ckpt_dir: str
-    tokenizer_path: str | None
-    format: str | None
-    verify: bool
-    tp: Size
-    pp: Size
-    dtype: str | None
-    device: str | None
-    backend: str | None
-    max_seq_len: int
     max_batch_size: int
+    chat_format: str | None = None
 
     @property
     def needs_ranks(self) -> bool:
@@ -42,3 +65,24 @@ class ModelOptions:
         if llm.layout_reason and llm.context.rank == 0:
             say(f"layout: {llm.layout_reason}")
         return llm
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How tokens are drawn.
+
+    Args:
+        temperature: 0 takes the most probable token every time
+        top_p: draw from the most probable tokens that make up this share; 1 is off
+        top_k: draw from this many most probable tokens; 0 is off
+        seed: the same seed gives the same text on every layout
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 0
+    seed: int | None = None
+
+    def params(self, *, max_tokens: int | None) -> SamplingParams:
+        """Raises UsageError for a value out of range."""
+        return SamplingParams(**asdict(self), max_tokens=max_tokens)

@@ -41,7 +41,7 @@ class Plan:
     tp: Size
     pp: Size
     nproc: int | None
-    engine_options: Mapping[str, int]
+    engine_options: Mapping[str, int | None]
     dtype: str | None
     device: str | None
     gpu_bytes: int | None
@@ -79,7 +79,7 @@ def plan(
     tp: Size = None,
     pp: Size = None,
     nproc: int | None = None,
-    max_seq_len: int = 2048,
+    max_seq_len: int | None = None,
     max_batch_size: int = 32,
     max_num_batched_tokens: int = 2048,
     dtype: str | None = None,
@@ -99,7 +99,8 @@ def plan(
         pp: pipeline parallel size, or auto
         nproc: ranks to plan for; with auto by default those of this machine, or of --gpu_memory as
             few as will do
-        max_seq_len: longest prompt and completion together, in tokens
+        max_seq_len: longest prompt and completion together, in tokens; by default 2048, or as far
+            as the positions of the model go
         max_batch_size: sequences that run at once
         max_num_batched_tokens: tokens that one step computes at most
         dtype: float32, bfloat16 or float16

@@ -13,6 +13,7 @@ from llama.errors import CheckpointError
 _IN_FOLDER = (
     "tokenizer.model",
     "tokenizer.model.v*",
+    "tekken.json",
     "tokenizer.json",
     "vocab.json",
     "gpt2-vocab.json",
@@ -25,9 +26,9 @@ def find_tokenizer(ckpt_dir: str | PathLike[str]) -> Path:
     """The tokenizer file of the checkpoint in `ckpt_dir`.
 
     First in the folder itself, then beside it: Meta's Llama 1 and 2 have one tokenizer.model for
-    all sizes, Megatron-LM one for all iterations. Where several lie together tokenizer.model wins,
-    the trained file that a tokenizer.json was converted from; of Mistral's tokenizer.model.vN the
-    newest does; a vocab.json counts only with its merges.txt.
+    all sizes, Megatron-LM one for all iterations. Where several lie together tokenizer.model or
+    tekken.json wins, the file that a tokenizer.json was converted from; of Mistral's
+    tokenizer.model.vN the newest does; a vocab.json counts only with its merges.txt.
 
     Raises CheckpointError that lists what was looked for.
     """
@@ -36,11 +37,9 @@ def find_tokenizer(ckpt_dir: str | PathLike[str]) -> Path:
     for place, patterns in ((folder, _IN_FOLDER), (folder.parent, beside)):
         for path in (found for pattern in patterns for found in _matches(place, pattern)):
             return path
-    has_tekken = (folder / "tekken.json").is_file()
-    hint = ", or the tokenizer.json that replaces the unsupported tekken.json" if has_tekken else ""
     raise CheckpointError(
         f"no tokenizer found (looked for {folder / _IN_FOLDER[0]}, {', '.join(_IN_FOLDER[1:])} "
-        f"and for {folder.parent / ', '.join(beside)}); give tokenizer_path{hint}"
+        f"and for {folder.parent / ', '.join(beside)}); give tokenizer_path"
     )
 
 

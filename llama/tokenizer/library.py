@@ -62,10 +62,6 @@ class LibraryTokenizer(Tokenizer):
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
         text = checked_text(s)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"text is not valid Unicode: {s!r:.80}") from error
         encoding = guarded(
             lambda: self.model.encode(text, add_special_tokens=False),
             f"{self.model_path} cannot encode a text of {len(text):,} characters",

@@ -33,6 +33,7 @@ from llama.parallel.context import ParallelContext
 from tests.helpers.checkpoints import Weights, shapes, tiny_config, write_meta
 from tests.helpers.hf_files import write_hf
 from tests.helpers.ranks import run_layout
+from tests.helpers.stage_loads import load_stage
 from tests.helpers.stage_weights import stage_at
 
 N_RUNS = 5
@@ -149,40 +150,26 @@ def cold_load(folder: Path, tp: int) -> Cold:
     ranks = run_layout(load_rank, str(folder), tp=tp, deadline_s=300)
     reports = [report for report, _, _ in ranks]
     held = sum(report.bytes_held for report in reports)
-    device_read = sum(read_bytes for _, read_bytes, _ in ranks)
+    asked = sum(asked_bytes for _, asked_bytes, _ in ranks)
+    device_read = sum(device_bytes for _, _, device_bytes in ranks)
     return Cold(
         files=folder.name,
         tp=tp,
         held_gb=held / GB,
         device_read_gb=device_read / GB,
-        asked_gb=sum(rchar for _, _, rchar in ranks) / GB,
+        asked_gb=asked / GB,
         handed_gb=sum(report.bytes_handed for report in reports) / GB,
-        ratio=max(device_read, sum(rchar for _, _, rchar in ranks)) / held,
+        ratio=max(device_read, asked) / held,
         seconds=max(report.seconds for report in reports),
         worst_peak_over_shard_mb=max(r.peak_bytes - r.bytes_held for r in reports) / MB,
     )
 
 
 def load_rank(context: ParallelContext, folder: str) -> tuple[LoadReport, int, int]:
+    """What the rank reports, and the bytes that it asked of files and of the disk."""
     torch.set_num_threads(1)
-    reader = open_checkpoint(folder)
-    stage = stage_at(reader.config, context.layout.tp_size, 1, context.rank, dtype=DTYPE)
-    before = io_counts()
-    report = load(
-        stage,
-        reader,
-        device="cpu",
-        all_names=tensor_names(reader.config),
-        local=context.local,
-        rank=context.rank,
-    )
-    after = io_counts()
-    return report, after["read_bytes"] - before["read_bytes"], after["rchar"] - before["rchar"]
-
-
-def io_counts() -> dict[str, int]:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return {name: int(count) for name, count in (line.split(": ") for line in lines)}
+    done = load_stage(context, folder, dtype=DTYPE)
+    return done.report, done.asked_bytes, done.device_bytes
 
 
 def drop_from_cache(path: Path) -> None:

@@ -84,6 +84,12 @@ def test_every_value_arrives(tmp_path: Path) -> None:
         ({"rope_scaling": {**LLAMA3, "type": "llama3"}}, 1e4, SCALING),
         ({"rope_scaling": {"type": "linear", "factor": 4}}, 1e4,
          RopeScaling(factor=4.0, kind="linear")),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4}}, 1e4,
+         RopeScaling(factor=4.0, original_context=2048, kind="dynamic")),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5,
+                              "original_max_position_embeddings": 64},
+          "max_position_embeddings": 64}, 5e5,
+         RopeScaling(factor=2.0, original_context=64, kind="dynamic")),
         ({"rope_scaling": {"type": "default"}}, 1e4, None),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
         ({"rope_parameters": {"rope_theta": 5e5}}, 5e5, None),
@@ -113,12 +119,19 @@ def test_rope_in_both_spellings(
     [
         *(
             ({"rope_scaling": {"type": kind, "factor": 2.0}}, f"rope_type '{kind}' in rope_scaling")
-            for kind in ("dynamic", "yarn", "longrope", "su", "mrope")
+            for kind in ("yarn", "longrope", "su", "mrope")
         ),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "is not run; known: default, linear, llama3"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "known: default, linear, llama3, dynamic"),
         ({"rope_parameters": {"rope_type": 7}}, "rope_type 7"),
         ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type a list"),
         ({"rope_parameters": {"type": "linear", "rope_type": "default"}}, "contradict each other"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope_scaling lacks factor, which dynamic needs"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 8}}, "has alpha, which"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0,
+                           "original_max_position_embeddings": 64}},
+         "has original_max_position_embeddings 64, but rope_type dynamic begins at "
+         "max_position_embeddings 2048"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim above 2"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling lacks factor, which linear needs"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "lacks low_freq_factor, high"),
         ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor must be a number"),
@@ -185,6 +198,21 @@ BAD = [
     ("mistral", {"layer_types": 7}, "layer_types must be"),
     ("llama", {"original_max_position_embeddings": 8192}, "belongs into rope_parameters"),
     ("gpt2", {"n_embd": 768, "hidden_size": 32}, "n_embd 768 and hidden_size 32 are the same"),
+    ("llama", {"use_sliding_window": True}, "use_sliding_window True and sliding_window None"),
+    ("mistral", {"use_sliding_window": False}, "False and sliding_window 4096 contradict"),
+    ("mistral", {"sliding_window_pattern": 4}, "means windows in some layers"),
+    ("llama", {"rope_interleaved": True}, "means RoPE of adjacent pairs"),
+    ("llama", {"attention_multiplier": 0.5}, "means scaled activations"),
+    ("llama", {"hidden_activation": "gelu_pytorch_tanh"}, "means another activation"),
+    ("llama", {"position_embedding_type": "alibi"}, "means positions of another kind"),
+    (
+        "llama",
+        {"architectures": ["LlamaForSequenceClassification"]},
+        "architectures has 'LlamaForSequenceClassification'; of model_type llama, LlamaForCausalLM",
+    ),
+    ("mistral", {"architectures": ["LlamaForCausalLM"]}, "MistralForCausalLM, MistralModel are"),
+    ("gpt2", {"architectures": [["GPT2LMHeadModel"]]}, "architectures has a list"),
+    ("gpt2", {"architectures": "GPT2ForTokenClassification"}, "GPT2LMHeadModel, GPT2Model are run"),
 ]
 
 
@@ -227,6 +255,23 @@ def test_layers_of_one_kind_may_be_listed(model_type: str, kind: str, tmp_path: 
     assert found.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("llama", {"architectures": ["LLaMAForCausalLM"], "use_sliding_window": False}),
+        ("llama", {"architectures": None, "pretraining_tp": 2}),
+        ("mistral", {"architectures": ["MistralForCausalLM"], "use_sliding_window": True}),
+        ("gpt2", {"architectures": ["GPT2LMHeadModel"], "reorder_and_upcast_attn": True}),
+    ],
+)
+def test_what_changes_nothing_goes_without_a_word(
+    model_type: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    found = read_config(write(tmp_path, {"model_type": model_type, **values}))
+    assert found.model == model(tmp_path, model_type)
+    assert found.notes == found.warnings == ()
+
+
 def test_gpt2_takes_the_other_names_of_its_sizes(tmp_path: Path) -> None:
     names = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -261,7 +306,9 @@ PLAIN = (
     | st.integers()
     | st.integers(1, 256)
     | st.floats()
-    | st.sampled_from(["llama3", "linear", "default", "yarn", "silu", "gelu", "gpt2", "mistral"])
+    | st.sampled_from(
+        ["llama3", "linear", "dynamic", "default", "yarn", "silu", "gelu", "gpt2", "mistral"]
+    )
 )
 VALUES = st.recursive(
     PLAIN,

@@ -240,7 +240,7 @@ CONTRADICTIONS = {
     ),
     "vocab_size": (
         {"vocab_size": 65},
-        "make a vocabulary of 64, but params.json gives vocab_size 65",
+        "params.json gives vocab_size 65, but the tensors make a vocabulary of 64",
     ),
     "fewer layers": (
         {"n_layers": 2},

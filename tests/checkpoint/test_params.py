@@ -121,7 +121,8 @@ def config_of(path: Path, *, vocab_size: int = 100) -> ModelConfig:
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_params_make_the_published_sizes(model: str, tmp_path: Path) -> None:
     text, expected = PUBLISHED[model]
-    config = config_of(write(tmp_path, text), vocab_size=32000)
+    stated: int = json.loads(text).get("vocab_size", -1)
+    config = config_of(write(tmp_path, text), vocab_size=32000 if stated < 0 else stated)
     factor = config.rope_scaling.factor if config.rope_scaling else None
     assert (config.ffn_dim, config.n_kv_heads, config.head_dim, config.rope_theta, factor) == (
         expected

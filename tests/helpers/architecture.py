@@ -16,7 +16,7 @@ MAX_LINES = 300
 
 # Lower rows know nothing of higher ones. "llama" is the face, llama/__init__.py.
 ORDER = (
-    ("errors", "log", "registry"),
+    ("errors", "log", "registry", "files"),
     ("config",),
     ("parallel",),
     ("ops", "quant", "tokenizer"),

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama.checkpoint.files.signature import regular_file
 from llama.errors import CheckpointError
+from llama.files.signature import regular_file
 
 MAX_IDLE_DESCRIPTORS = 32
 """A checkpoint may have thousands of files, and a process as few as a thousand descriptors."""

@@ -16,10 +16,10 @@ import torch
 
 from llama.checkpoint.files.data_file import DataFile
 from llama.checkpoint.files.file_tensor import FileTensor
-from llama.checkpoint.files.json_file import parse_object
-from llama.checkpoint.files.signature import accident, read_head
 from llama.checkpoint.wording import short
 from llama.errors import CheckpointError
+from llama.files.json_file import parse_object
+from llama.files.signature import accident, read_head
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the format's own implementation."""

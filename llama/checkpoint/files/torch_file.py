@@ -13,10 +13,10 @@ from typing import Any
 
 from llama.checkpoint.files.data_file import DataFile
 from llama.checkpoint.files.file_tensor import FileTensor
-from llama.checkpoint.files.signature import accident, is_legacy_torch, is_tar, is_zip, read_head
 from llama.checkpoint.files.torch_container import Content, read_legacy, read_zip
 from llama.checkpoint.files.torch_pickle import DenseTensor
 from llama.errors import CheckpointError
+from llama.files.signature import accident, is_legacy_torch, is_tar, is_zip, read_head
 
 
 def load_tensors(path: Path) -> dict[str, FileTensor]:

@@ -119,16 +119,7 @@ def _with_params(
     path = _beside(folder, "params.json")
     params = read_params(path)
     vocab_size = stored[EMBEDDING].shape[0] if stored[EMBEDDING].shape else 0
-    if params.vocab_size not in (None, vocab_size):
-        raise CheckpointError(
-            f"{folder}: {EMBEDDING} has {vocab_size} rows, but params.json gives vocab_size "
-            f"{params.vocab_size}; params.json belongs to another model"
-        )
-    config = params.model_config(
-        vocab_size=vocab_size,
-        attention_bias=any(name.endswith("attention.wq.bias") for name in stored),
-        mlp_bias=any(name.endswith("feed_forward.w1.bias") for name in stored),
-    )
+    config = params.model_config(vocab_size=vocab_size, names=stored)
     tables = [name for name in stored if is_rope_table(name) or name == "freqs_cis"]
     reasons = dict.fromkeys(tables, "RoPE frequencies, computed from rope_theta instead")
     weights = {name: tensor for name, tensor in stored.items() if name not in reasons}

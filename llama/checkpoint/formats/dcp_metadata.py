@@ -16,9 +16,9 @@ from typing import Any
 
 from llama.checkpoint.files.byte_stream import ByteStream
 from llama.checkpoint.files.data_file import DataFile
-from llama.checkpoint.files.signature import accident, read_head
 from llama.checkpoint.files.unpickle import MAX_BYTES, Record, unpickle
 from llama.errors import CheckpointError
+from llama.files.signature import accident, read_head
 
 METADATA = ".metadata"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from llama.checkpoint.files import safetensors_file, torch_file
 from llama.checkpoint.files.file_tensor import FileTensor
-from llama.checkpoint.files.json_file import read_object
 from llama.checkpoint.files.names import plain_file
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.formats.hf_config import read_config
@@ -22,6 +21,7 @@ from llama.checkpoint.formats.hf_names import canonical_tensors, ignored_reason
 from llama.checkpoint.reader import CheckpointReader, Format, make_reader
 from llama.checkpoint.wording import short, shortened
 from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 CONFIG = "config.json"
 _OURS = re.compile(
@@ -74,6 +74,7 @@ def open_hf(folder: Path) -> CheckpointReader:
         ignored=named.ignored,
         warnings=config.warnings,
         notes=(*config.notes, *notes, *named.notes),
+        family=config.model_type,
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llama.checkpoint.files.json_file import read_object
+from llama.checkpoint.formats.described import described_model
 from llama.checkpoint.formats.hf_keys import (
+    ARCHITECTURES,
     CODE_KEYS,
     DEFAULTS,
     GPT2_ALIASES,
@@ -20,15 +21,16 @@ from llama.checkpoint.formats.hf_keys import (
     LAYER_TYPES,
     REFUSED,
     ROPE_KEYS,
+    USE_WINDOW,
     checked,
     is_neutral,
 )
 from llama.checkpoint.formats.hf_rope import rope_of
 from llama.checkpoint.wording import short, shortened
 from llama.config import ModelConfig
-from llama.errors import CheckpointError, UsageError
+from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
-_MAX_PARAMETERS = 10**14
 _SILU = ("silu", "swish")
 # The tanh approximation has many names; they differ by less than 3e-7.
 _GELUS: Mapping[str, Literal["gelu", "gelu_tanh"]] = {
@@ -48,29 +50,22 @@ class HFConfig:
     model: ModelConfig
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    model_type: str
 
 
 def read_config(path: Path) -> HFConfig:
     """The checked config.json at `path`. Raises CheckpointError that names file, key and value."""
     given = read_object(path)
     model_type = _model_type(given, path)
+    _check_architectures(given.get("architectures"), model_type, path)
     if model_type == "gpt2":
         given = _without_aliases(given, path)
     _refuse_unsupported(given, path)
     defaults = DEFAULTS[model_type]
     values = {key: checked(key, given.get(key, default), path) for key, default in defaults.items()}
     make = _gpt2 if model_type == "gpt2" else _llama
-    try:
-        model = make(values, given, path)
-    except UsageError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    n_parameters = model.n_layers * model.layer_parameters + 2 * model.embedding_parameters
-    if n_parameters > _MAX_PARAMETERS:
-        raise CheckpointError(
-            f"{path} describes a model of {n_parameters:,} parameters; "
-            f"more than {_MAX_PARAMETERS:,} are not plausible"
-        )
-    return HFConfig(model, _notes(given, path), _warnings(given, model_type, path))
+    model = described_model(path, lambda: make(values, given, path))
+    return HFConfig(model, _notes(given, path), _warnings(given, model_type, path), model_type)
 
 
 def _model_type(given: Mapping[str, Any], path: Path) -> str:
@@ -81,6 +76,16 @@ def _model_type(given: Mapping[str, Any], path: Path) -> str:
             f"{path} {what}; of Hugging Face's models, {', '.join(DEFAULTS)} are run"
         )
     return model_type
+
+
+def _check_architectures(stated: Any, model_type: str, path: Path) -> None:
+    known = ARCHITECTURES[model_type]
+    for name in stated if isinstance(stated, list) else [stated]:
+        if name is not None and name not in known:
+            raise CheckpointError(
+                f"{path}: architectures has {short(name)}; of model_type {model_type}, "
+                f"{', '.join(known)} are run"
+            )
 
 
 def _without_aliases(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def _llama(values: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> M
         )
     _check_layers(values["sliding_window"], given, path)
     n_heads = values["num_attention_heads"]
-    theta, scaling = rope_of(given, path)
+    theta, scaling = rope_of(given, path, max_positions=values["max_position_embeddings"])
     return ModelConfig(
         dim=values["hidden_size"],
         n_layers=values["num_hidden_layers"],
@@ -139,6 +144,11 @@ def _check_layers(window: int | None, given: Mapping[str, Any], path: Path) -> N
         raise CheckpointError(
             f"{path}: sliding_window {window} in a model of model_type llama, which has none; "
             f"model_type mistral has"
+        )
+    if given.get(USE_WINDOW) not in (None, window is not None):
+        raise CheckpointError(
+            f"{path}: {USE_WINDOW} {short(given[USE_WINDOW])} and sliding_window {window} "
+            f"contradict each other; remove {USE_WINDOW}, or set sliding_window to null for none"
         )
     kind = "full_attention" if window is None else "sliding_attention"
     kinds = given.get(LAYER_TYPES)
@@ -191,8 +201,9 @@ def _notes(given: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _warnings(given: Mapping[str, Any], model_type: str, path: Path) -> tuple[str, ...]:
-    rope_keys = () if model_type == "gpt2" else (*ROPE_KEYS, LAYER_TYPES)
-    known = {"model_type", *DEFAULTS[model_type], *rope_keys, *REFUSED, *CODE_KEYS, *HARMLESS}
+    rope_keys = () if model_type == "gpt2" else (*ROPE_KEYS, LAYER_TYPES, USE_WINDOW)
+    known = {"model_type", "architectures", *DEFAULTS[model_type], *rope_keys}
+    known |= {*REFUSED, *CODE_KEYS, *HARMLESS}
     unknown = sorted(given.keys() - known)
     if not unknown:
         return ()

@@ -7,11 +7,9 @@ their defaults. How the values make a model is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from llama.checkpoint.wording import short
-from llama.errors import CheckpointError
+from llama.checkpoint.formats.key_table import KeyTable
 
 LLAMA: Mapping[str, Any] = {
     "vocab_size": 32000,
@@ -58,38 +56,50 @@ GPT2_ALIASES = {
 }
 """Other names under which transformers takes the same values."""
 
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "llama": ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+    "mistral": ("MistralForCausalLM", "MistralModel"),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+}
+"""By model_type: the classes whose weights make the same model, old spellings with them."""
+
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 LAYER_TYPES = "layer_types"
+USE_WINDOW = "use_sliding_window"
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 
-# Key -> (smallest, largest). The largest are far beyond any model; they bound what a file can cost.
-_INTEGERS = {
-    "hidden_size": (1, 2**20),
-    "intermediate_size": (1, 2**24),
-    "num_hidden_layers": (1, 2**14),
-    "num_attention_heads": (1, 2**16),
-    "num_key_value_heads": (1, 2**16),
-    "head_dim": (1, 2**16),
-    "vocab_size": (1, 2**28),
-    "max_position_embeddings": (1, 2**31),
-    "sliding_window": (1, 2**31),
-    "n_embd": (1, 2**20),
-    "n_inner": (1, 2**24),
-    "n_layer": (1, 2**14),
-    "n_head": (1, 2**16),
-    "n_positions": (1, 2**28),
-    "original_max_position_embeddings": (1, 2**31),
-}
-_NUMBERS = {
-    "rms_norm_eps": (1e-30, 1.0),
-    "layer_norm_epsilon": (1e-30, 1.0),
-    "rope_theta": (1.0, 1e15),
-    "factor": (1e-3, 1e6),
-    "low_freq_factor": (1e-3, 1e6),
-    "high_freq_factor": (1e-3, 1e6),
-}
-_BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
-_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "n_inner")
+# The largest are far beyond any model; they bound what a file can cost.
+_KEYS = KeyTable(
+    integers={
+        "hidden_size": (1, 2**20),
+        "intermediate_size": (1, 2**24),
+        "num_hidden_layers": (1, 2**14),
+        "num_attention_heads": (1, 2**16),
+        "num_key_value_heads": (1, 2**16),
+        "head_dim": (1, 2**16),
+        "vocab_size": (1, 2**28),
+        "max_position_embeddings": (1, 2**31),
+        "sliding_window": (1, 2**31),
+        "n_embd": (1, 2**20),
+        "n_inner": (1, 2**24),
+        "n_layer": (1, 2**14),
+        "n_head": (1, 2**16),
+        "n_positions": (1, 2**28),
+        "original_max_position_embeddings": (1, 2**31),
+    },
+    numbers={
+        "rms_norm_eps": (1e-30, 1.0),
+        "layer_norm_epsilon": (1e-30, 1.0),
+        "rope_theta": (1.0, 1e15),
+        "factor": (1e-3, 1e6),
+        "low_freq_factor": (1e-3, 1e6),
+        "high_freq_factor": (1e-3, 1e6),
+    },
+    booleans=("tie_word_embeddings", "attention_bias", "mlp_bias"),
+    nullable=("num_key_value_heads", "head_dim", "sliding_window", "n_inner"),
+    texts=("hidden_act", "activation_function"),
+)
+checked = _KEYS.checked
 
 _OFF: tuple[Any, ...] = (None, False, 0, [], {})
 _NEUTRAL_FACTOR = (None, 1, 1.0)
@@ -103,6 +113,7 @@ _ADAPTERS = (_OFF, "low-rank adapters; merge them into the weights or use the ba
 _ENCODER = (_OFF, "attention to an encoder; use a decoder-only model")
 _NO_POSITIONS = (_OFF, "layers without positions; use a model with RoPE in every layer")
 
+_OTHER_POSITIONS = "positions of another kind; use a model with RoPE or, in GPT-2, learned ones"
 _OTHER_SCALE = (_OFF, "another scale of attention; use a model with 1 / sqrt(head_dim)")
 _CLIPPED = (_OFF, "clipped queries, keys and values; use a model without")
 
@@ -118,6 +129,9 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "rotary_pct": (_NEUTRAL_FACTOR, "RoPE in a part of each head; use a model with whole heads"),
     "rope_interleaved": (_OFF, "RoPE of adjacent pairs; use weights in Hugging Face's order"),
     "dual_chunk_attention_config": (_OFF, "chunked attention; use a model with full attention"),
+    "hidden_activation": ((None, "silu", "swish"), "another activation; use a model with silu"),
+    "position_embedding_type": ((None, "absolute", "rope", "rotary"), _OTHER_POSITIONS),
+    "sliding_window_pattern": ((None,), "windows in some layers; use a model with one in all"),
     "norm_type": ((None, "rmsnorm", "rms_norm"), "other norms; use a model with RMSNorm"),
     "compression_config": _QUANTISED,
     "num_local_experts": _MOE,
@@ -160,7 +174,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 """Key -> the values that change nothing, and what any other one would mean."""
 
 HARMLESS = frozenset({
-    "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+    "torch_dtype", "dtype", "transformers_version", "_name_or_path",
     "name_or_path", "use_cache", "initializer_range", "pretraining_tp", "attention_dropout",
     "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "bos_token_id", "eos_token_id",
     "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id",
@@ -179,28 +193,6 @@ HARMLESS = frozenset({
     "exponential_decay_length_penalty", "remove_invalid_values", "tf_legacy_loss",
 })  # fmt: skip
 """Keys of training, of sampling and of transformers itself; they change nothing of the model."""
-
-
-def checked(key: str, value: Any, path: Path) -> Any:
-    """`value` when `key` may have it. Raises CheckpointError."""
-    if value is None and key in _NULLABLE:
-        return None
-    if key in _BOOLEANS:
-        if isinstance(value, bool):
-            return value
-        raise CheckpointError(f"{path}: {key} must be true or false, not {short(value)}")
-    if key not in _INTEGERS and key not in _NUMBERS:
-        if isinstance(value, str):
-            return value
-        raise CheckpointError(f"{path}: {key} must be a name, not {short(value)}")
-    kind = "an integer" if key in _INTEGERS else "a number"
-    low, high = _INTEGERS[key] if key in _INTEGERS else _NUMBERS[key]
-    right_type = type(value) is int or (type(value) is float and key in _NUMBERS)
-    if not right_type or not low <= value <= high:
-        raise CheckpointError(
-            f"{path}: {key} must be {kind} from {low:,} to {high:,}, not {short(value)}"
-        )
-    return int(value) if key in _INTEGERS else float(value)
 
 
 def is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:

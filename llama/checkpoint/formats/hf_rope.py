@@ -7,6 +7,7 @@ rope_parameters {rope_type, rope_theta, ...}, which may be keyed by the kinds of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "llama3": (
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     ),
+    "dynamic": ("factor",),
 }  # fmt: skip
 _KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 # Set by transformers beside every kind; a factor of 1 rotates whole heads.
@@ -33,16 +35,26 @@ _ALLOWED = {
 Rope = tuple[float, RopeScaling | None]
 
 
-def rope_of(given: Mapping[str, Any], path: Path) -> Rope:
-    """The base of the frequencies, and how they are stretched.
+@dataclass(frozen=True)
+class _File:
+    """What the file says beside its rotary objects."""
+
+    path: Path
+    theta: float
+    max_positions: int
+
+
+def rope_of(given: Mapping[str, Any], path: Path, *, max_positions: int) -> Rope:
+    """The base of the frequencies, and how they are stretched in a model of `max_positions`.
 
     Raises CheckpointError for kinds that are not run and for numbers that are missing or wrong,
     UsageError for numbers at odds with each other.
     """
     theta = given.get("rope_theta")
     theta = _DEFAULT_THETA if theta is None else checked("rope_theta", theta, path)
+    file = _File(path, theta, max_positions)
     found = [
-        _parsed(key, given[key], theta, path)
+        _parsed(key, given[key], file)
         for key in ("rope_parameters", "rope_scaling")
         if given.get(key) is not None
     ]
@@ -53,16 +65,17 @@ def rope_of(given: Mapping[str, Any], path: Path) -> Rope:
     return found[0] if found else (theta, None)
 
 
-def _parsed(key: str, value: Any, theta: float, path: Path) -> Rope:
+def _parsed(key: str, value: Any, file: _File) -> Rope:
+    path = file.path
     value = _object(key, value, path)
     nested = {name: value[name] for name in _KINDS_OF_LAYERS if name in value}
     if not nested:
-        return _rope(key, value, theta, path)
+        return _rope(key, value, file)
     beside = sorted(value.keys() - nested.keys())
     if beside:
         raise CheckpointError(f"{path}: {key} has {shortened(beside)} beside its kinds of layers")
     ropes = [
-        _rope(f"{key}.{name}", _object(f"{key}.{name}", inner, path), theta, path)
+        _rope(f"{key}.{name}", _object(f"{key}.{name}", inner, path), file)
         for name, inner in nested.items()
         if inner is not None
     ]
@@ -79,7 +92,8 @@ def _object(key: str, value: Any, path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path}: {key} must be an object or null, not {short(value)}")
 
 
-def _rope(key: str, value: Mapping[str, Any], theta: float, path: Path) -> Rope:
+def _rope(key: str, value: Mapping[str, Any], file: _File) -> Rope:
+    path, theta = file.path, file.theta
     kind = _kind(key, value, path)
     wanted = _NUMBERS[kind]
     unknown = sorted(value.keys() - _ALLOWED - set(wanted))
@@ -98,8 +112,23 @@ def _rope(key: str, value: Mapping[str, Any], theta: float, path: Path) -> Rope:
         return theta, None
     if kind == "linear":
         return theta, RopeScaling(factor=numbers["factor"], kind="linear")
+    if kind == "dynamic":
+        original = _original_of_dynamic(key, value, file)
+        return theta, RopeScaling(numbers["factor"], original_context=original, kind="dynamic")
     original = numbers.pop("original_max_position_embeddings")
     return theta, RopeScaling(**numbers, original_context=original)
+
+
+def _original_of_dynamic(key: str, value: Mapping[str, Any], file: _File) -> int:
+    """max_position_embeddings, from which transformers counts whatever else is stated."""
+    stated = value.get("original_max_position_embeddings")
+    if stated is not None and stated != file.max_positions:
+        raise CheckpointError(
+            f"{file.path}: {key} has original_max_position_embeddings {short(stated)}, but "
+            f"rope_type dynamic begins at max_position_embeddings {file.max_positions}; remove it "
+            f"or make both the same"
+        )
+    return file.max_positions
 
 
 def _kind(key: str, value: Mapping[str, Any], path: Path) -> str:

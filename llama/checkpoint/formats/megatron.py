@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama.checkpoint.canonical import EMBEDDING, HEAD
+from llama.checkpoint.canonical import EMBEDDING, HEAD, split_dim
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.formats.megatron_args import Arguments, read_arguments
 from llama.checkpoint.formats.megatron_config import model_config
 from llama.checkpoint.formats.megatron_dir import RankFiles, is_megatron, rank_files
 from llama.checkpoint.formats.megatron_head import checked_copies
-from llama.checkpoint.formats.megatron_names import GATE_UP, HEAD_COPY, QKV, split_dim
+from llama.checkpoint.formats.megatron_names import GATE_UP, HEAD_COPY, QKV
 from llama.checkpoint.formats.megatron_qkv import QkvLayout, split_gate_up, split_qkv
 from llama.checkpoint.formats.megatron_stages import (
     MegatronModel,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.checkpoint.files.json_file import read_object
 from llama.checkpoint.wording import shortened
 from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 ARGUMENTS_FILE = "megatron_args.json"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama.checkpoint.files.names import plain_file
-from llama.checkpoint.files.signature import regular_file
 from llama.checkpoint.wording import shortened
 from llama.errors import CheckpointError
+from llama.files.signature import regular_file
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")

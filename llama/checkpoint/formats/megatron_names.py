@@ -52,20 +52,6 @@ class Spelling:
         return f"{self.layers[0]}{layer}.{self.in_layer[canonical][0]}"
 
 
-def split_dim(canonical: str) -> int | None:
-    """The dim along which tensor-parallel ranks share a tensor; None when each has all of it.
-
-    The fused and the canonical linears of one layer are cut alike; a row-parallel bias is whole.
-    """
-    if canonical in (EMBEDDING, HEAD, HEAD_COPY):
-        return 0
-    owner, _, kind = canonical.rpartition(".")
-    linear = owner.rpartition(".")[2] if kind in ("weight", "bias") else ""
-    if linear in ("wqkv", "w13", "wq", "wk", "wv", "w1", "w3"):
-        return 0
-    return 1 if linear in ("wo", "w2") and kind == "weight" else None
-
-
 def is_ignored(stored: str) -> str | None:
     """Why a tensor of this name is no part of the model; None when it is."""
     if stored.endswith("_extra_state"):

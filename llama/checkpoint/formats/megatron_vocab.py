@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama.checkpoint.canonical import EMBEDDING, POSITIONS
-from llama.checkpoint.files.json_file import read_object
 from llama.checkpoint.formats.megatron_args import ARGUMENTS_FILE, Arguments
 from llama.checkpoint.formats.megatron_stages import MegatronModel
 from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 _GPT2_VOCAB = 50257
 _VOCAB_FILES = ("vocab.json", "gpt2-vocab.json")

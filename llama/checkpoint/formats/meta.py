@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llama.checkpoint.files.file_tensor import FileTensor
-from llama.checkpoint.files.json_file import read_object
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.formats.meta_files import OpenFiles, numbered_files, open_files
 from llama.checkpoint.formats.meta_layout import EMBEDDING, KEY, OUTPUT, MetaLayout, is_rope_table
@@ -22,6 +21,7 @@ from llama.checkpoint.formats.params_keys import WINDOW_KEYS
 from llama.checkpoint.reader import CheckpointReader, Format, make_reader
 from llama.checkpoint.wording import dtype_name
 from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 _ROPE_REASON = "RoPE frequencies, computed from rope_theta instead"
 
@@ -80,16 +80,7 @@ def _layout(folder: Path, files: OpenFiles, params: Params) -> MetaLayout:
         raise CheckpointError(
             f"{folder / file} has no matrix {OUTPUT} or {EMBEDDING}; it is incomplete"
         )
-    if params.vocab_size not in (None, vocab_size):
-        raise CheckpointError(
-            f"{folder / file}: the tensors make a vocabulary of {vocab_size}, but params.json "
-            f"gives vocab_size {params.vocab_size}; params.json belongs to another model"
-        )
-    config = params.model_config(
-        vocab_size=vocab_size,
-        attention_bias=any(name.endswith("attention.wq.bias") for name in tensors),
-        mlp_bias=any(name.endswith("feed_forward.w1.bias") for name in tensors),
-    )
+    config = params.model_config(vocab_size=vocab_size, names=tensors)
     return MetaLayout(config, n_files=len(files), embedding_dim=1 if is_cut_by_column else 0)
 
 

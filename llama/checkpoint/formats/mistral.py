@@ -61,6 +61,7 @@ def open_mistral(folder: Path) -> CheckpointReader:
         tensors,
         ignored=params.ignored,
         notes=notes,
+        family="mistral",
     )
 
 

@@ -7,12 +7,12 @@ repository, and those of Mistral's inference package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llama.checkpoint.files.json_file import read_object
+from llama.checkpoint.formats.described import described_model
 from llama.checkpoint.formats.params_keys import (
     DIALECTS,
     META,
@@ -23,14 +23,11 @@ from llama.checkpoint.formats.params_keys import (
 )
 from llama.checkpoint.wording import short, shortened
 from llama.config import ModelConfig, RopeScaling
-from llama.errors import CheckpointError, UsageError
-
-_MAX_PARAMETERS = 10**14
+from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 _LLAMA3_VOCAB = 128256
-# Scaled RoPE in params.json comes without its factor. Llama 3.2 1B and 3B were trained with 32
-# (their Hugging Face config says so since a fix after the release), all others with 8.
-LLAMA32_TEXT_DIMS = (2048, 3072)
+_LLAMA32_TEXT_DIMS = (2048, 3072)
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,20 @@ class Params:
             multiplier=self.values.get("ffn_dim_multiplier"),
         )
 
-    def model_config(
-        self, *, vocab_size: int, attention_bias: bool = False, mlp_bias: bool = False
-    ) -> ModelConfig:
-        """The architecture. Raises CheckpointError when the values contradict each other."""
+    def model_config(self, *, vocab_size: int, names: Iterable[str] = ()) -> ModelConfig:
+        """The architecture, for the `vocab_size` and the `names` of the tensors, which alone tell
+        of biases. Raises CheckpointError when they or the values contradict each other.
+        """
+        if self.vocab_size not in (None, vocab_size):
+            raise CheckpointError(
+                f"{self.path} gives vocab_size {self.vocab_size}, but the tensors make a "
+                f"vocabulary of {vocab_size}; it belongs to another model"
+            )
+        names = tuple(names)
         values = self.values
-        try:
-            config = ModelConfig(
+
+        def make() -> ModelConfig:
+            return ModelConfig(
                 dim=self.dim,
                 n_layers=values["n_layers"],
                 n_heads=values["n_heads"],
@@ -86,19 +90,12 @@ class Params:
                 rope_theta=float(values.get("rope_theta", 10000.0)),
                 rope_scaling=_rope_scaling(values),
                 rope_style="interleaved",
-                attention_bias=attention_bias,
-                mlp_bias=mlp_bias,
+                attention_bias=any(name.endswith("attention.wq.bias") for name in names),
+                mlp_bias=any(name.endswith("feed_forward.w1.bias") for name in names),
                 sliding_window=values.get("sliding_window"),
             )
-        except UsageError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
-        n_parameters = config.n_layers * config.layer_parameters + 2 * config.embedding_parameters
-        if n_parameters > _MAX_PARAMETERS:
-            raise CheckpointError(
-                f"{self.path} describes a model of {n_parameters:,} parameters; "
-                f"more than {_MAX_PARAMETERS:,} are not plausible"
-            )
-        return config
+
+        return described_model(self.path, make)
 
 
 def read_params(path: Path, *, dialect: Literal["meta", "mistral"] = "meta") -> Params:
@@ -130,6 +127,15 @@ def ffn_dim(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
     if multiplier is not None:
         width = int(multiplier * width)
     return multiple_of * -(-width // multiple_of)
+
+
+def implied_rope_factor(dim: int) -> float:
+    """What `use_scaled_rope` means in a model of width `dim` where the file gives no factor.
+
+    Meta's own files never do. Llama 3.2 1B and 3B were trained with 32 (their Hugging Face config
+    says so since a fix after the release), all others with 8.
+    """
+    return 32.0 if dim in _LLAMA32_TEXT_DIMS else 8.0
 
 
 def _unwrapped(given: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -185,8 +191,7 @@ def _check_rope(values: Mapping[str, Any], rules: Dialect, path: Path) -> None:
 def _rope_scaling(values: Mapping[str, Any]) -> RopeScaling | None:
     if not values.get("use_scaled_rope"):
         return None
-    default = 32.0 if values["dim"] in LLAMA32_TEXT_DIMS else 8.0
     return RopeScaling(
-        factor=values.get("rope_scaling_factor", default),
+        factor=values.get("rope_scaling_factor", implied_rope_factor(values["dim"])),
         high_freq_factor=values.get("rope_high_freq_factor", 4.0),
     )

@@ -10,33 +10,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama.checkpoint.formats.key_table import KeyTable
 from llama.checkpoint.wording import short, shortened
 from llama.errors import CheckpointError
 
-# Key -> (smallest, largest) value. The largest are far beyond any model; they bound what a file
-# can cost.
-_INTEGERS = {
-    "dim": (1, 2**20),
-    "n_layers": (1, 2**14),
-    "n_heads": (1, 2**16),
-    "n_kv_heads": (1, 2**16),
-    "head_dim": (1, 2**16),
-    "hidden_dim": (1, 2**24),
-    "vocab_size": (-1, 2**28),
-    "multiple_of": (1, 2**20),
-}
-_NUMBERS = {
-    "ffn_dim_multiplier": (1e-3, 1e3),
-    "norm_eps": (1e-30, 1.0),
-    "rope_theta": (1.0, 1e15),
-    "rope_scaling_factor": (1e-3, 1e6),
-    "rope_high_freq_factor": (1e-3, 1e6),
-}
-_BOOLEANS = ("use_scaled_rope",)
-_NULLABLE = (
-    "n_kv_heads", "head_dim", "hidden_dim", "ffn_dim_multiplier", "rope_theta",
-    "rope_scaling_factor", "rope_high_freq_factor",
-)  # fmt: skip
+# The largest are far beyond any model; they bound what a file can cost.
+_KEYS = KeyTable(
+    integers={
+        "dim": (1, 2**20),
+        "n_layers": (1, 2**14),
+        "n_heads": (1, 2**16),
+        "n_kv_heads": (1, 2**16),
+        "head_dim": (1, 2**16),
+        "hidden_dim": (1, 2**24),
+        "vocab_size": (-1, 2**28),
+        "multiple_of": (1, 2**20),
+    },
+    numbers={
+        "ffn_dim_multiplier": (1e-3, 1e3),
+        "norm_eps": (1e-30, 1.0),
+        "rope_theta": (1.0, 1e15),
+        "rope_scaling_factor": (1e-3, 1e6),
+        "rope_high_freq_factor": (1e-3, 1e6),
+    },
+    booleans=("use_scaled_rope",),
+    nullable=(
+        "n_kv_heads",
+        "head_dim",
+        "hidden_dim",
+        "ffn_dim_multiplier",
+        "rope_theta",
+        "rope_scaling_factor",
+        "rope_high_freq_factor",
+    ),
+)
 
 _IGNORED = {
     "max_batch_size": "a size of one run, not of the model",
@@ -49,6 +56,7 @@ _IGNORED = {
 # Key -> what it would switch on.
 _REFUSED = {
     "quantization_args": "quantised weights; use the checkpoint in bfloat16",
+    "quantization": "quantised weights; use the checkpoint in bfloat16",
     "lora_args": "low-rank adapters; merge them into the weights or use the base checkpoint",
     "lora": "low-rank adapters; merge them into the weights or use the base checkpoint",
     "vision_chunk_size": "a vision encoder; use the text-only model of the family",
@@ -56,14 +64,18 @@ _REFUSED = {
     "vision_model": "a vision encoder; use the text-only model of the family",
     "vision_args": "a vision encoder; use a text-only model",
     "vision_encoder": "a vision encoder; use a text-only model",
+    "multimodal": "more than text; use a text-only model",
     "moe_args": "a mixture of experts; use a dense model",
     "moe": "a mixture of experts; use a dense model",
     "ffn_exp": "another feed-forward size rule; give hidden_dim instead",
     "attention_chunk_size": "chunked attention; use a model with full attention",
     "nope_layer_interval": "layers without positions; use a model with RoPE in every layer",
     "use_qk_norm": "normalised queries and keys; use a model without",
+    "yarn": "RoPE stretched by YaRN; use a model with plain RoPE",
+    "llama_4_scaling": "length-dependent attention scale; use a model without",
     "attn_temperature_tuning": "length-dependent attention scale; use a model without",
 }
+_CONSTANTS = {"model_type": "transformer"}
 _A_WINDOW = "a sliding attention window, which only Mistral's format has"
 WINDOW_KEYS = ("sliding_window", "_sliding_window")
 _MAX_WINDOW = 2**31
@@ -72,12 +84,16 @@ _MAX_DIGITS = 10
 
 @dataclass(frozen=True)
 class Dialect:
-    """Whose params.json it is. A key of `constants` may have that one value or be absent."""
+    """Whose params.json it is."""
 
     required: tuple[str, ...]
     refused: Mapping[str, str]
-    constants: Mapping[str, str]
     has_windows: bool
+
+    @property
+    def constants(self) -> Mapping[str, str]:
+        """Key -> the one value that it may have."""
+        return _CONSTANTS
 
     @property
     def ignored(self) -> Mapping[str, str]:
@@ -86,7 +102,7 @@ class Dialect:
 
     @property
     def numeric_keys(self) -> tuple[str, ...]:
-        return (*_INTEGERS, *_NUMBERS, *_BOOLEANS)
+        return _KEYS.keys
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -97,7 +113,6 @@ class Dialect:
 META = Dialect(
     required=("dim", "n_layers", "n_heads"),
     refused={**_REFUSED, **dict.fromkeys(WINDOW_KEYS, _A_WINDOW)},
-    constants={},
     has_windows=False,
 )
 MISTRAL = Dialect(
@@ -106,28 +121,16 @@ MISTRAL = Dialect(
         "vocab_size",
     ),
     refused=_REFUSED,
-    constants={"model_type": "transformer"},
     has_windows=True,
 )  # fmt: skip
 DIALECTS = {"meta": META, "mistral": MISTRAL}
 
 
-def checked(key: str, value: Any, path: Path) -> int | float | bool | None:
-    """`value` when `key` may have it, None for an allowed null."""
-    if value is None and key in _NULLABLE:
-        return None
-    if key in _BOOLEANS:
-        if isinstance(value, bool):
-            return value
-        raise CheckpointError(f"{path}: {key} must be true or false, not {short(value)}")
-    kind = "an integer" if key in _INTEGERS else "a number"
-    low, high = _INTEGERS[key] if key in _INTEGERS else _NUMBERS[key]
-    right_type = type(value) is int or (type(value) is float and key in _NUMBERS)
-    if not right_type or not low <= value <= high or (key == "vocab_size" and value == 0):
-        raise CheckpointError(
-            f"{path}: {key} must be {kind} from {low:,} to {high:,}, not {short(value)}"
-        )
-    return int(value) if key in _INTEGERS else float(value)
+def checked(key: str, value: Any, path: Path) -> Any:
+    """As `KeyTable.checked`; a vocabulary is -1, for as many as the tensors have, or a size."""
+    if key == "vocab_size" and value == 0:
+        raise CheckpointError(f"{path}: vocab_size must be -1 or at least 1, not {short(value)}")
+    return _KEYS.checked(key, value, path)
 
 
 def sliding_window(given: Mapping[str, Any], path: Path) -> int | tuple[int | None, ...] | None:
@@ -140,7 +143,7 @@ def sliding_window(given: Mapping[str, Any], path: Path) -> int | tuple[int | No
     ((key, value),) = found.items()
     if not isinstance(value, list):
         return _window(key, value, path)
-    if not 1 <= len(value) <= _INTEGERS["n_layers"][1]:
+    if not 1 <= len(value) <= _KEYS.integers["n_layers"][1]:
         raise CheckpointError(f"{path}: {key} lists {len(value)} windows; give one for each layer")
     cycle = tuple(None if size is None else _window(key, size, path) for size in value)
     return None if set(cycle) == {None} else cycle

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from llama.checkpoint.files.json_file import read_object
 from llama.checkpoint.files.names import plain_file
 from llama.checkpoint.wording import dtype_name
 from llama.config import ModelConfig
 from llama.errors import UsageError
+from llama.files.json_file import read_object
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -95,7 +95,7 @@ def _llama(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions or _claimed_positions(config),
+        "max_position_embeddings": _positions(config),
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling(config),
@@ -115,6 +115,13 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         found["high_freq_factor"] = scaling.high_freq_factor
         found["original_max_position_embeddings"] = scaling.original_context
     return found
+
+
+def _positions(config: ModelConfig) -> int:
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        return scaling.original_context  # which has no key of its own
+    return config.max_positions or _claimed_positions(config)
 
 
 def _claimed_positions(config: ModelConfig) -> int:

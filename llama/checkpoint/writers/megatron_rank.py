@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llama.checkpoint.canonical import EMBEDDING, HEAD, POSITIONS, layer_shapes
+from llama.checkpoint.canonical import EMBEDDING, HEAD, POSITIONS, layer_shapes, split_dim
 from llama.checkpoint.formats.megatron_names import (
     CORE,
     GATE_UP,
@@ -18,7 +18,6 @@ from llama.checkpoint.formats.megatron_names import (
     LEGACY,
     QKV,
     Spelling,
-    split_dim,
 )
 from llama.checkpoint.writers.megatron_args import padded_vocab
 from llama.checkpoint.writers.output_tensor import OutputTensor, Piece, Repeated

@@ -15,7 +15,7 @@ from typing import Any
 from llama.checkpoint.canonical import EMBEDDING, HEAD
 from llama.checkpoint.formats.meta_files import file_name
 from llama.checkpoint.formats.meta_layout import MetaLayout, Slot
-from llama.checkpoint.formats.params import LLAMA32_TEXT_DIMS, ffn_dim
+from llama.checkpoint.formats.params import ffn_dim, implied_rope_factor
 from llama.checkpoint.reader import CheckpointReader
 from llama.checkpoint.writers.output_file import Checklist, Plan, TextFile
 from llama.checkpoint.writers.output_tensor import OutputTensor, Rows
@@ -137,8 +137,7 @@ def _params(config: ModelConfig) -> dict[str, Any]:
         return params
     params["use_scaled_rope"] = True
     # Older ModelArgs lack these two keys, so what Meta's own files leave out is left out.
-    implied = RopeScaling.factor if config.dim not in LLAMA32_TEXT_DIMS else 32.0
-    if scaling.factor != implied:
+    if scaling.factor != implied_rope_factor(config.dim):
         params["rope_scaling_factor"] = scaling.factor
     if scaling.high_freq_factor != RopeScaling.high_freq_factor:
         params["rope_high_freq_factor"] = scaling.high_freq_factor

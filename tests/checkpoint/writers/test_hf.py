@@ -41,13 +41,17 @@ def logits(folder: Path) -> Tensor:
         {"attention_bias": True, "mlp_bias": True},
         {"tied_embeddings": True},
         {"rope_scaling": RopeScaling(factor=4.0, original_context=16, kind="llama3")},
+        {
+            "rope_scaling": RopeScaling(factor=4.0, original_context=8, kind="dynamic"),
+            "max_positions": 8,
+        },
         {"head_dim": 16},
     ],
 )
 def test_transformers_computes_the_same_with_our_spelling(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = tiny_config(n_kv_heads=4, rope_style="half", max_positions=64, **changes)
+    config = tiny_config(n_kv_heads=4, rope_style="half", **{"max_positions": 64, **changes})
     weights = random_model(config)
     source = write_hf(tmp_path / "a", config, weights, is_half=True)
     again = converted(source, "b", "hf", shards=3)

@@ -1,4 +1,4 @@
-"""One JSON object from a file that nobody vouches for: params.json, config.json, an index.
+"""One JSON object from a file that nobody vouches for: params.json, an index, a tokenizer.
 
 Stricter than JSON: no duplicate keys, no NaN or infinity, a size limit. What the keys mean is not
 known here.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llama.checkpoint.files.signature import accident, regular_file
 from llama.errors import CheckpointError
+from llama.files.signature import accident, regular_file
 
 MAX_BYTES = 1_000_000
 
@@ -42,7 +43,7 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
             parse_float=_finite,
         )
     except RecursionError:
-        raise CheckpointError(f"{path} is nested too deeply to be a configuration") from None
+        raise CheckpointError(f"{path} is nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError and integers of thousands of digits
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -53,11 +54,10 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key[:80]!r} is given twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice[:80]!r} is given twice")
     return found
 
 

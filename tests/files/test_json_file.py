@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llama.checkpoint.files.json_file import read_object
 from llama.errors import CheckpointError
+from llama.files.json_file import read_object
 
 BAD_FILES = {
     "duplicate key": (b'{"dim": 1, "dim": 2}', "key 'dim' is given twice"),
