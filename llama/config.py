@@ -15,25 +15,28 @@ from typing import Any, Literal
 from llama.errors import UsageError
 
 DEFAULT_BLOCK_SIZE = 16
+DEFAULT_MAX_SEQ_LEN = 2048
+ROPE_KINDS = ("llama3", "linear", "dynamic")
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How RoPE frequencies are stretched; see `llama.ops.rope`.
 
-    "llama3" is Llama 3.1's (wavelength bands); "linear" divides every frequency by `factor` and
-    uses nothing else.
+    "llama3" is Llama 3.1's (wavelength bands). "linear" divides every frequency by `factor` and
+    uses nothing else. "dynamic" slows them only in sequences longer than `original_context`, the
+    more the longer they are.
     """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
-    kind: Literal["llama3", "linear"] = "llama3"
+    kind: Literal["llama3", "linear", "dynamic"] = "llama3"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("llama3", "linear"):
-            raise UsageError(f"unknown rope scaling {self.kind!r}; known: llama3, linear")
+        if self.kind not in ROPE_KINDS:
+            raise UsageError(f"unknown rope scaling {self.kind!r}; known: {', '.join(ROPE_KINDS)}")
         values = (self.factor, self.low_freq_factor, self.high_freq_factor)
         if not all(math.isfinite(v) and v > 0 for v in values) or self.original_context < 1:
             raise UsageError(f"rope scaling needs finite positive numbers, got {self}")
@@ -89,8 +92,10 @@ class ModelConfig:
                 raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.architecture != "gpt2":
             raise UsageError(f"head_dim must be even for rotary embedding, got {self.head_dim}")
+        if self.head_dim < 4 and self.rope_scaling and self.rope_scaling.kind == "dynamic":
+            raise UsageError(f"dynamic rope scaling needs head_dim above 2, got {self.head_dim}")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -111,6 +116,12 @@ class ModelConfig:
         return tuple(cycle[layer % len(cycle)] for layer in range(self.n_layers))  # type: ignore[misc]
 
     @property
+    def widest_window(self) -> int | None:
+        """The keys that some query may see; None where a layer sees all."""
+        windows = [window for window in self.windows if window is not None]
+        return max(windows) if len(windows) == self.n_layers else None
+
+    @property
     def layer_parameters(self) -> int:
         """Weights of one block without the vectors among them, for balancing stages."""
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
@@ -121,6 +132,11 @@ class ModelConfig:
     def embedding_parameters(self) -> int:
         """Parameters of the token embedding, and of the head when it is not tied."""
         return self.vocab_size * self.dim
+
+    @property
+    def position_parameters(self) -> int:
+        """Parameters of learned positions, which only the first stage holds."""
+        return (self.max_positions or 0) * self.dim if self.architecture == "gpt2" else 0
 
 
 @dataclass(frozen=True)
@@ -147,26 +163,32 @@ class EngineConfig:
 
     `max_batch_size` sequences may run at once; `max_num_batched_tokens` bounds one step, so a
     longer prompt is prefilled in chunks. `num_blocks` None takes what max_batch_size sequences of
-    max_seq_len need, or what fits.
+    max_seq_len (or of the widest sliding window) need, or what fits. `attention` is a backend's name, or "auto" for the best here.
     """
 
-    max_seq_len: int = 2048
+    max_seq_len: int = DEFAULT_MAX_SEQ_LEN
     max_batch_size: int = 32
     block_size: int = DEFAULT_BLOCK_SIZE
     max_num_batched_tokens: int = 2048
     num_blocks: int | None = None
-    attention: str = "sdpa"
+    attention: str = "auto"
     memory_fraction: float = 0.9
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> EngineConfig:
-        """From options by name. Raises UsageError for an unknown one, too."""
+    def of(cls, options: Mapping[str, Any], *, model: ModelConfig) -> EngineConfig:
+        """From options by name. Raises UsageError for an unknown one, too.
+
+        A max_seq_len None or left out is the default, or as far as positions of `model` go.
+        """
         known = [field.name for field in fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
             raise UsageError(
                 f"unknown engine option {', '.join(unknown)}; known: {', '.join(known)}"
             )
+        if options.get("max_seq_len") is None:
+            longest = min(DEFAULT_MAX_SEQ_LEN, model.max_positions or DEFAULT_MAX_SEQ_LEN)
+            options = {**options, "max_seq_len": longest}
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -179,7 +201,7 @@ class EngineConfig:
         if not 0 < self.memory_fraction <= 1:
             raise UsageError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
 
-    @property
-    def blocks_per_sequence(self) -> int:
-        """Blocks that one sequence of max_seq_len fills."""
-        return -(-self.max_seq_len // self.block_size)
+    def ring_blocks(self, widest_window: int | None) -> int:
+        """Most KV blocks of one sequence: of its last `widest_window` tokens, or of max_seq_len."""
+        longest = min(self.max_seq_len, widest_window or self.max_seq_len)
+        return -(-longest // self.block_size)

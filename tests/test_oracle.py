@@ -131,6 +131,16 @@ def test_no_token_sees_a_later_one() -> None:
     assert not torch.isclose(changed, whole, atol=1e-2).all(-1).any()
 
 
+def test_a_token_sees_its_window_and_no_further() -> None:
+    """Two windows of 3 and 2 reach back 2 and 1 tokens, one after the other."""
+    config = replace(CONFIG, n_layers=2, sliding_window=(3, 2))
+    weights = random_model(config)
+    whole = oracle.logits(config, weights, TOKENS)
+    changed = oracle.logits(config, weights, [TOKENS[0], 50, *TOKENS[2:]])
+    moved = ~torch.isclose(changed, whole, atol=1e-4).all(-1)
+    assert moved.tolist() == [False, True, True, True, True, False, False, False]
+
+
 @pytest.mark.parametrize("kind", ["attention.wq", "attention.wo", "feed_forward.w2"])
 def test_biases_count(kind: str) -> None:
     config = replace(CONFIG, attention_bias=True, mlp_bias=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llama.layers.embedding import ROWS_AT_ONCE
+
 _FP32_BYTES, _FP64_BYTES, _INT64_BYTES = 4, 8, 8
 
 
@@ -18,14 +20,16 @@ class StepSizes:
     of logits.
 
     Widths are elements a token on this rank: `q_width` of its query heads, `kv_width` of its K (and
-    V) heads, `ffn_width` of its feed-forward columns. `n_gathered` is the most context tokens that
-    attention copies together.
+    V) heads, `ffn_width` of its feed-forward columns. `windows` are the sliding windows of its
+    layers, each once. `n_grouped` is the most context tokens of several sequences that attention
+    copies together. `rope_style` is None where positions are learned.
     """
 
     n_tokens: int
     n_sequences: int
     max_seq_len: int
-    n_gathered: int
+    windows: frozenset[int | None]
+    n_grouped: int
     dim: int
     head_dim: int
     q_width: int
@@ -33,7 +37,8 @@ class StepSizes:
     ffn_width: int
     vocab_size: int
     itemsize: int
-    rope_style: Literal["interleaved", "half"]
+    architecture: str
+    rope_style: Literal["interleaved", "half"] | None
     has_bias: bool
     n_layers: int
     tp_size: int
@@ -51,6 +56,10 @@ class StepSizes:
         return self.pp_rank == self.pp_size - 1
 
     @property
+    def is_gpt2(self) -> bool:
+        return self.architecture == "gpt2"
+
+    @property
     def n_received(self) -> int:
         """Hidden states of the stage before, which the runner holds until its step is over."""
         return 1 if self.pp_rank else 0
@@ -61,15 +70,16 @@ def activation_bytes(sizes: StepSizes) -> int:
     under_way = 0 if sizes.is_last else sizes.pp_size * sizes.hidden_bytes  # ModelRunner._sending
     peak = _step_tensors(sizes) + max(_attention(sizes), _feed_forward(sizes))
     if sizes.is_last:
-        peak = max(peak, _head_and_sampler(sizes, n_rows=sizes.n_sequences))
+        peak = max(peak, _head_and_sampler(sizes))
     return _batch(sizes) + under_way + peak
 
 
 def prompt_logprobs_bytes(sizes: StepSizes) -> int:
-    """What a step takes on top when prompt_logprobs wants the logits of all its tokens."""
+    """What a step takes on top when prompt_logprobs scores all its tokens."""
     if not sizes.is_last:
         return 0
-    peak = _batch(sizes) + _head_and_sampler(sizes, n_rows=sizes.n_tokens)
+    rows_and_targets = 2 * sizes.n_tokens * _INT64_BYTES
+    peak = _batch(sizes) + rows_and_targets + max(_scoring(sizes), _head_and_sampler(sizes))
     return max(0, peak - activation_bytes(sizes))
 
 
@@ -79,13 +89,23 @@ def _batch(sizes: StepSizes) -> int:
 
 
 def _step_tensors(sizes: StepSizes) -> int:
-    """What DecoderStage.forward makes for all layers: cos, sin, and the mask of a prompt's chunk.
+    """What DecoderStage.forward makes for all layers: cos, sin, and the mask of a prompt's chunk,
+    one for each window.
 
     The costliest chunk is the last of a prompt as long as can be.
     """
     chunk = min(sizes.n_tokens, sizes.max_seq_len - 1)
-    mask = chunk * sizes.max_seq_len * sizes.itemsize
-    return sizes.n_tokens * sizes.head_dim * _FP32_BYTES + mask
+    seen = sum(_seen_by_a_chunk(sizes, window) for window in sizes.windows)
+    mask = chunk * seen * sizes.itemsize
+    angles = sizes.n_tokens * sizes.head_dim * _FP32_BYTES if sizes.rope_style else 0
+    return angles + mask
+
+
+def _seen_by_a_chunk(sizes: StepSizes, window: int | None) -> int:
+    """Most tokens that those of a prompt's chunk see together, their own included."""
+    if window is None:
+        return sizes.max_seq_len
+    return min(sizes.max_seq_len, window - 1 + sizes.n_tokens)
 
 
 def _layer_inputs(sizes: StepSizes) -> int:
@@ -94,25 +114,41 @@ def _layer_inputs(sizes: StepSizes) -> int:
 
 
 def _norm(sizes: StepSizes) -> int:
-    """rms_norm: two fp32 tensors; of fp32 input the normalised one and its product."""
+    """rms_norm: two fp32 tensors; of fp32 input the normalised one and its product. layer_norm
+    makes its result alone.
+    """
+    if sizes.is_gpt2:
+        return sizes.hidden_bytes
     return 2 * sizes.n_tokens * sizes.dim * _FP32_BYTES
 
 
 def _attention(sizes: StepSizes) -> int:
-    """ParallelAttention under LlamaBlock, with the SDPA backend."""
+    """ParallelAttention under a block, with the SDPA backend."""
     element = sizes.n_tokens * sizes.itemsize
-    qk = sizes.q_width + sizes.kv_width
-    n_outputs = 2 if sizes.n_sequences > 1 else 1  # of one part, and of the step
-    context = 2 * sizes.n_gathered * sizes.kv_width * sizes.itemsize
-    attend = element * (qk + n_outputs * sizes.q_width) + context
+    qk = sizes.q_width + sizes.kv_width if sizes.rope_style else 0  # rotated, so another tensor
+    outputs = element * sizes.q_width  # of all parts
+    joined = outputs if sizes.n_sequences > 1 else 0
+    attend = element * qk + outputs + max(_context(sizes), joined)
     project = element * (qk + sizes.q_width + sizes.dim * (2 if sizes.has_bias else 1))
-    qkv = element * (qk + sizes.kv_width)
+    qkv = element * (sizes.q_width + 2 * sizes.kv_width)
     inside = sizes.hidden_bytes + qkv + max(_rotation(sizes), attend, project)
     return _layer_inputs(sizes) + max(_norm(sizes), inside)
 
 
+def _context(sizes: StepSizes) -> int:
+    """K and V that are gathered for one part. A chunk that writes over a ring has its past copied
+    first, V's while K's is whole.
+    """
+    seen = max(_seen_by_a_chunk(sizes, window) for window in sizes.windows)
+    past = 0 if None in sizes.windows else max(seen - sizes.n_tokens, 0)
+    tokens = max(2 * seen + past, 2 * sizes.n_grouped)
+    return tokens * sizes.kv_width * sizes.itemsize
+
+
 def _rotation(sizes: StepSizes) -> int:
     """apply_rope on q and k, its result included. It computes in fp32."""
+    if sizes.rope_style is None:
+        return 0
     is_fp32 = sizes.itemsize == _FP32_BYTES
     if sizes.rope_style == "interleaved":
         per_element = _FP32_BYTES if is_fp32 else 2 * _FP32_BYTES + sizes.itemsize
@@ -122,27 +158,43 @@ def _rotation(sizes: StepSizes) -> int:
 
 
 def _feed_forward(sizes: StepSizes) -> int:
-    """SwiGLU under LlamaBlock: gate and up, their product, and the layer's output."""
+    """The feed-forward layer under a block, and its output.
+
+    SwiGLU holds gate and up beside their product; GELU lets go of what it was given.
+    """
     after_attention = sizes.hidden_bytes
-    products = sizes.n_tokens * sizes.itemsize * 3 * sizes.ffn_width
+    columns = sizes.n_tokens * sizes.itemsize * sizes.ffn_width
     n_outputs = 2 if sizes.has_bias and sizes.tp_size > 1 else 1
-    inside = sizes.hidden_bytes * (1 + n_outputs) + products
+    outputs = n_outputs * sizes.hidden_bytes
+    products = max(2 * columns, columns + outputs) if sizes.is_gpt2 else 3 * columns + outputs
+    inside = sizes.hidden_bytes + products
     return _layer_inputs(sizes) + after_attention + max(_norm(sizes), inside)
 
 
-def _head_and_sampler(sizes: StepSizes, *, n_rows: int) -> int:
+def _scoring(sizes: StepSizes) -> int:
+    """DecoderStage.target_logprobs: the tokens' hidden states before and after the norm, and one
+    tile of logits over this rank's words.
+    """
+    held = (1 + sizes.n_received) * sizes.hidden_bytes
+    words = -(-sizes.vocab_size // sizes.tp_size)
+    per_logit = _FP32_BYTES + (0 if sizes.itemsize == _FP32_BYTES else sizes.itemsize)
+    tile = min(sizes.n_tokens, ROWS_AT_ONCE) * words * per_logit
+    return held + sizes.hidden_bytes + max(_norm(sizes), sizes.hidden_bytes + tile)
+
+
+def _head_and_sampler(sizes: StepSizes) -> int:
     """The rows' logits on their way to tp rank 0, and there the fp64 probabilities of the draws.
 
     A draw beyond the 256 best tokens sorts its row's vocabulary, which takes as much again for it.
     """
     padded = -(-sizes.vocab_size // sizes.tp_size) * sizes.tp_size
-    gathered = n_rows * padded * sizes.itemsize
+    gathered = sizes.n_sequences * padded * sizes.itemsize
     own = gathered // sizes.tp_size
     held = (1 + sizes.n_received) * sizes.hidden_bytes
     if sizes.tp_rank:
         return held + own
     gather = own + (2 * gathered if sizes.tp_size > 1 else 0)  # the parts, and these as one
-    logits = n_rows * sizes.vocab_size * _FP32_BYTES
+    logits = sizes.n_sequences * sizes.vocab_size * _FP32_BYTES
     convert = gathered + (0 if sizes.itemsize == _FP32_BYTES else logits)
     draw = logits + 2 * sizes.n_sequences * sizes.vocab_size * _FP64_BYTES
     return held + max(gather, convert, draw)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from llama.config import EngineConfig
 from llama.engine.sequence import Sequence
 from llama.errors import UsageError
+from llama.kvcache.blocks import BlockManager
 
 
 def most_computed(sequence: Sequence, max_seq_len: int) -> int:
@@ -16,7 +17,11 @@ def most_computed(sequence: Sequence, max_seq_len: int) -> int:
 
 
 def check_request(
-    sequence: Sequence, *, config: EngineConfig, num_blocks: int, vocab_size: int
+    sequence: Sequence,
+    *,
+    config: EngineConfig,
+    blocks: BlockManager,
+    vocab_size: int,
 ) -> None:
     """Raises UsageError for a request that could never run, with the limit that it exceeds."""
     name = f"request {sequence.seq_id}"
@@ -30,12 +35,13 @@ def check_request(
         )
     check_token_ids(f"{name}: prompt token", sequence.prompt_token_ids, vocab_size)
     check_token_ids(f"{name}: stop_token_ids", sequence.params.stop_token_ids, vocab_size)
-    need = -(-most_computed(sequence, config.max_seq_len) // config.block_size)
-    if need > num_blocks:
+    need = blocks.blocks_for(most_computed(sequence, config.max_seq_len))
+    if need > blocks.num_blocks:
         raise UsageError(
             f"{name} may reach {sequence.max_num_tokens(config.max_seq_len)} tokens, {prompt} of "
-            f"them prompt, and then needs {need} KV blocks of {config.block_size} tokens, but the "
-            f"cache has {num_blocks}; lower max_tokens, shorten the prompt, or raise num_blocks"
+            f"them prompt, and then needs {need} KV blocks of {blocks.block_size} tokens, but the "
+            f"cache has {blocks.num_blocks}; lower max_tokens, shorten the prompt, or raise "
+            f"num_blocks"
         )
 
 

@@ -30,6 +30,7 @@ from llama.errors import UsageError
 from llama.kvcache.cache import KVCache, block_bytes
 from llama.log import get_logger
 from llama.models.decoder import DecoderStage, stage_of, tensor_names
+from llama.ops.attention.choose import choose_attention
 from llama.parallel.context import ParallelContext, initialize
 from llama.tokenizer import Tokenizer
 
@@ -66,11 +67,11 @@ def _build(
     seed: int,
 ) -> tuple[Engine, Tokenizer, LoadReport]:
     with context.together("checking the arguments"):
-        config = EngineConfig.of(engine_options)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UsageError(f"seed must be an integer, got {seed!r}")
     with context.together("opening the checkpoint"):
         reader = source.open()
+        config = EngineConfig.of(engine_options, model=reader.config)
         tokenizer = source.open_tokenizer(reader)
         compute_dtype = resolve_dtype(dtype, device=context.device, checkpoint=reader.dtype)
         same_everywhere = {
@@ -108,8 +109,8 @@ def _build(
 
 def _length_warning(model: ModelConfig, config: EngineConfig) -> list[str]:
     most = model.max_positions
-    if most is None or config.max_seq_len <= most:
-        return []
+    if most is None or config.max_seq_len <= most or model.position_parameters:
+        return []  # learned positions are a limit, and the model says so
     return [f"max_seq_len {config.max_seq_len} exceeds the {most} positions it was trained for"]
 
 
@@ -120,6 +121,14 @@ def load_stage(
     available_bytes = free_bytes(context.device, local_ranks=ranks_on_device(context))
     context.world.barrier()  # nobody takes memory before everybody has looked
     with Progress(context.board()) as progress, context.together("loading the checkpoint"):
+        attention, reason = choose_attention(
+            config.attention,
+            device=context.device,
+            dtype=dtype,
+            head_dim=reader.config.head_dim,
+        )
+        if context.rank == 0:
+            get_logger().info("attention: %s (%s)", attention, reason)
         stage = DecoderStage(
             reader.config,
             stage_of(
@@ -130,7 +139,7 @@ def load_stage(
             tp=context.tp,
             dtype=dtype,
             max_positions=config.max_seq_len,
-            attention=config.attention,
+            attention=attention,
         )
         report = load(
             stage,
@@ -164,11 +173,13 @@ def make_cache(
         layers,
         num_blocks=agree_num_blocks(
             config,
+            ring_blocks=work.ring_blocks,
             block_bytes=bytes_per_block,
             activation_bytes=activation_bytes(sizes),
             context=context,
         ),
         block_size=config.block_size,
+        ring_blocks=work.ring_blocks,
         n_kv_heads=stage.n_local_kv_heads,
         head_dim=head_dim,
         dtype=dtype,

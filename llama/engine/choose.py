@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama.checkpoint.wording import sized
-from llama.config import EngineConfig, ModelConfig
+from llama.config import ModelConfig
 from llama.engine.footprint import Footprint, Workload, footprint
 from llama.engine.machine import Machine
 from llama.engine.memory import blocks_that_fit, needed_blocks, wanted_blocks
@@ -139,20 +139,22 @@ def judge(work: Workload, layout: ParallelLayout, machine: Machine) -> Option:
     return Option(
         layout,
         found,
-        fit(found, work.config, memory_bytes=machine.rank_bytes(layout.world_size)),
+        fit(found, work, memory_bytes=machine.rank_bytes(layout.world_size)),
         faults=_faults(work.model, layout, machine.ranks_a_host),
     )
 
 
-def fit(found: Footprint, config: EngineConfig, *, memory_bytes: int) -> Fit:
+def fit(found: Footprint, work: Workload, *, memory_bytes: int) -> Fit:
     """`found` in `memory_bytes` a rank, by the rules by which the engine sizes its KV cache."""
-    needed = needed_blocks(config)
+    config, ring_blocks = work.config, work.ring_blocks
+    needed = needed_blocks(config, ring_blocks=ring_blocks)
     num_blocks, shorts = [], []
     for rank in found.ranks:
         left = memory_bytes - rank.weight_bytes
         num_blocks.append(
             blocks_that_fit(
                 config,
+                ring_blocks=ring_blocks,
                 left_bytes=left,
                 activation_bytes=rank.activation_bytes,
                 block_bytes=rank.block_bytes,
@@ -164,7 +166,8 @@ def fit(found: Footprint, config: EngineConfig, *, memory_bytes: int) -> Fit:
         shorts.append(max(1, lacking) if num_blocks[-1] < needed else 0)
     short, fewest = max(shorts), min(num_blocks)
     poorest = shorts.index(short) if short else num_blocks.index(fewest)
-    return Fit(memory_bytes, fewest, wanted_blocks(config), short, poorest)
+    wanted = wanted_blocks(config, ring_blocks=ring_blocks)
+    return Fit(memory_bytes, fewest, wanted, short, poorest)
 
 
 def _faults(model: ModelConfig, layout: ParallelLayout, ranks_a_host: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from llama.errors import UnknownNameError
 from llama.kvcache.cache import block_bytes
 from llama.layers.parameter import pieces
 from llama.models import MODELS
-from llama.models.decoder import DecoderStage, Stage, stages
+from llama.models.decoder import DecoderStage, Stage, stage_windows, stages
 from llama.ops.attention.sdpa import most_gathered_tokens
 from llama.parallel.comm import SingleCommunicator
 from llama.parallel.layout import ParallelLayout
@@ -34,6 +34,11 @@ class Workload:
     config: EngineConfig
     dtype: torch.dtype
     device_type: str = "cpu"
+
+    @property
+    def ring_blocks(self) -> int:
+        """Most KV blocks of one sequence."""
+        return self.config.ring_blocks(self.model.widest_window)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def _rank(
             head_dim=work.model.head_dim,
             dtype=work.dtype,
         ),
-        num_blocks=wanted_blocks(work.config),
+        num_blocks=wanted_blocks(work.config, ring_blocks=work.ring_blocks),
         activation_bytes=activation_bytes(sizes),
         prompt_logprobs_bytes=prompt_logprobs_bytes(sizes),
         traffic=traffic_of(
@@ -158,8 +163,8 @@ def empty_stage(work: Workload, layout: ParallelLayout, rank: int, stage: Stage)
     """The modules of `rank`, which is one of `stage`, on the meta device."""
     if work.model.architecture not in MODELS:
         raise UnknownNameError(
-            f"architecture {work.model.architecture} has no model yet, only a checkpoint format; "
-            f"known models: {', '.join(MODELS)}"
+            f"architecture {work.model.architecture} has no model; known models: "
+            f"{', '.join(MODELS)}"
         )
     return DecoderStage(
         work.model,
@@ -167,7 +172,6 @@ def empty_stage(work: Workload, layout: ParallelLayout, rank: int, stage: Stage)
         tp=_Place(layout.coordinates(rank).tp_rank, layout.tp_size),
         dtype=work.dtype,
         max_positions=work.config.max_seq_len,
-        attention=work.config.attention,
     )
 
 
@@ -185,12 +189,13 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
     own = _heads(model, layout, rank)
     n_cached = config.max_batch_size * config.max_seq_len
     n_tokens = min(config.max_num_batched_tokens, n_cached)
-    gathered = max(config.max_seq_len, most_gathered_tokens(work.device_type))
+    windows = frozenset(stage_windows(model, stage, max_positions=config.max_seq_len))
     return StepSizes(
         n_tokens=n_tokens,
         n_sequences=min(config.max_batch_size, n_tokens),
         max_seq_len=config.max_seq_len,
-        n_gathered=min(gathered, n_cached),
+        windows=windows,
+        n_grouped=min(most_gathered_tokens(work.device_type), n_cached),
         dim=model.dim,
         head_dim=model.head_dim,
         q_width=len(own.heads) * model.head_dim,
@@ -198,7 +203,8 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
         ffn_width=len(ffn_shard(model.ffn_dim, tp_size=layout.tp_size, tp_rank=at.tp_rank)),
         vocab_size=model.vocab_size,
         itemsize=work.dtype.itemsize,
-        rope_style=model.rope_style,
+        architecture=model.architecture,
+        rope_style=None if model.position_parameters else model.rope_style,
         has_bias=model.attention_bias or model.mlp_bias,
         n_layers=len(stage.layers),
         tp_size=layout.tp_size,

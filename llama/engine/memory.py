@@ -92,38 +92,51 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def wanted_blocks(config: EngineConfig) -> int:
+def wanted_blocks(config: EngineConfig, *, ring_blocks: int) -> int:
     """KV blocks that were asked for, else those of a full batch."""
-    return config.num_blocks or config.max_batch_size * config.blocks_per_sequence
+    return config.num_blocks or config.max_batch_size * ring_blocks
 
 
-def needed_blocks(config: EngineConfig) -> int:
+def needed_blocks(config: EngineConfig, *, ring_blocks: int) -> int:
     """KV blocks without which nothing runs: those of one sequence of max_seq_len."""
-    return min(config.blocks_per_sequence, wanted_blocks(config))
+    return min(ring_blocks, wanted_blocks(config, ring_blocks=ring_blocks))
 
 
 def blocks_that_fit(
-    config: EngineConfig, *, left_bytes: int, activation_bytes: int, block_bytes: int
+    config: EngineConfig,
+    *,
+    ring_blocks: int,
+    left_bytes: int,
+    activation_bytes: int,
+    block_bytes: int,
 ) -> int:
     """KV blocks, at most those wanted, that fit into the `left_bytes` beside the weights.
 
     The activations of one step come first; memory_fraction of what is left may be taken.
     """
     room = int((left_bytes - activation_bytes) * config.memory_fraction)
-    return min(wanted_blocks(config), max(0, room) // block_bytes)
+    wanted = wanted_blocks(config, ring_blocks=ring_blocks)
+    return min(wanted, max(0, room) // block_bytes)
 
 
 def agree_num_blocks(
-    config: EngineConfig, *, block_bytes: int, activation_bytes: int, context: ParallelContext
+    config: EngineConfig,
+    *,
+    ring_blocks: int,
+    block_bytes: int,
+    activation_bytes: int,
+    context: ParallelContext,
 ) -> int:
     """Blocks that every rank of the world can hold, at most what a full batch needs. Collective.
 
     `block_bytes` is one block over this rank's layers and heads. Raises OutOfMemoryError on every
     rank when not even one sequence of max_seq_len fits somewhere.
     """
-    wanted, needed = wanted_blocks(config), needed_blocks(config)
+    wanted = wanted_blocks(config, ring_blocks=ring_blocks)
+    needed = needed_blocks(config, ring_blocks=ring_blocks)
     mine = blocks_that_fit(
         config,
+        ring_blocks=ring_blocks,
         left_bytes=free_bytes(context.device, local_ranks=ranks_on_device(context)),
         activation_bytes=activation_bytes,
         block_bytes=block_bytes,

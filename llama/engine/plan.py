@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llama.engine.sequence import Sequence as Request
 from llama.engine.sequence import TokenLogprob, mix64
 from llama.errors import RankMismatchError
 
@@ -39,6 +40,19 @@ class DrawParams:
     step: int
     n_logprobs: int = -1
 
+    @classmethod
+    def of(cls, request: Request) -> DrawParams:
+        """The draw of the request's next token."""
+        params = request.params
+        return cls(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=request.seed,
+            step=request.num_output_tokens,
+            n_logprobs=-1 if params.logprobs is None else params.logprobs,
+        )
+
     @property
     def uniform(self) -> float:
         """A number in [0, 1) with 53 random bits, the same on every machine."""
@@ -49,14 +63,16 @@ class DrawParams:
 class PlannedSequence:
     """New tokens of one sequence: `token_ids` at positions `start`, `start` + 1, ...
 
-    `block_table` covers every position up to the last new one. `sample` asks for the token that
-    follows; `draw` is there exactly when it does. Logprobs are wanted for `targets`: token i of
-    them follows new token i.
+    `num_prompt_tokens` is the length of its whole prompt, of which these may be a part or not.
+    `block_table`, a ring as in `llama.ops.batch`, covers every position up to the last new one.
+    `sample` asks for the token that follows; `draw` is there exactly when it does. Logprobs are
+    wanted for `targets`: token i of them follows new token i.
     """
 
     seq_id: int
     token_ids: tuple[int, ...]
     start: int
+    num_prompt_tokens: int
     block_table: tuple[int, ...]
     sample: bool
     draw: DrawParams | None
@@ -134,7 +150,8 @@ class StepResult:
 def _encode_planned(planned: PlannedSequence) -> list[int]:
     runs = list(_runs(planned.block_table))
     flags = int(planned.sample) + 2 * (planned.draw is not None)
-    fields = [planned.seq_id, flags, planned.start, len(planned.token_ids), *planned.token_ids]
+    fields = [planned.seq_id, flags, planned.start, planned.num_prompt_tokens]
+    fields += [len(planned.token_ids), *planned.token_ids]
     fields += [len(runs), *(number for run in runs for number in run)]
     if planned.draw is not None:
         draw = planned.draw
@@ -144,7 +161,7 @@ def _encode_planned(planned: PlannedSequence) -> list[int]:
 
 
 def _decode_planned(fields: _Fields) -> PlannedSequence:
-    seq_id, flags, start = fields.take(3)
+    seq_id, flags, start, num_prompt_tokens = fields.take(4)
     if not 0 <= flags <= 3:
         raise fields.error(f"flags {flags}")
     token_ids = fields.take(fields.size())
@@ -160,7 +177,14 @@ def _decode_planned(fields: _Fields) -> PlannedSequence:
         draw = DrawParams(temperature, top_p, *fields.take(4))
     targets = fields.take(fields.size())
     return PlannedSequence(
-        seq_id, token_ids, start, tuple(block_table), bool(flags & 1), draw, targets
+        seq_id=seq_id,
+        token_ids=token_ids,
+        start=start,
+        num_prompt_tokens=num_prompt_tokens,
+        block_table=tuple(block_table),
+        sample=bool(flags & 1),
+        draw=draw,
+        targets=targets,
     )
 
 

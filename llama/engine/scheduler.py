@@ -2,14 +2,16 @@
 
 First come, first served. A plan holds the decodes first, then chunks of prompts under way, then new
 prompts, within `max_num_batched_tokens` and `max_batch_size`. A sequence gets the blocks of all its
-known tokens when it starts to run; when a decode then finds no free block, the sequence that came
-last is preempted: it loses its blocks, keeps its tokens and waits at the front to be computed
-again.
+known tokens, or a full ring, when it starts to run; when a decode then finds no free block, the
+sequence that came last is preempted: it loses its blocks, keeps its tokens and waits at the front
+to be computed again.
 
 Several plans may be in flight at once, one per pipeline stage, and come back in the order in which
 they left. A sequence is in at most one of them, except that the next chunk of a prompt may follow
-the previous one: every stage runs plans in order, so the earlier K and V are there in time. Nothing
-that is in flight is preempted, and its blocks go to nobody else before it is back.
+the previous one: every stage runs plans in order, so the earlier K and V are there in time. For the
+same reason a later plan may write over what an earlier one in flight reads: a chunk that goes round
+the ring of its blocks (see `llama.kvcache.blocks`) reaches each stage after that one is done there.
+Nothing that is in flight is preempted, and its blocks go to nobody else before it is back.
 
 Every sequence that `add` accepts finishes: the oldest running one can always go on, because later
 ones make room for it, and alone it fits.
@@ -35,21 +37,27 @@ class Scheduler:
     """The requests and the blocks of one replica."""
 
     def __init__(
-        self, config: EngineConfig, *, num_blocks: int, vocab_size: int, max_in_flight: int = 1
+        self,
+        config: EngineConfig,
+        *,
+        num_blocks: int,
+        ring_blocks: int,
+        vocab_size: int,
+        max_in_flight: int = 1,
     ) -> None:
         if max_in_flight < 1:
             raise UsageError(f"max_in_flight must be at least 1, got {max_in_flight}")
         self.config = config
         self.max_in_flight = max_in_flight
         self.vocab_size = vocab_size
-        self._num_blocks = num_blocks
+        self._blocks = BlockManager(num_blocks, config.block_size, ring_blocks=ring_blocks)
         self.reset()
 
     def reset(self) -> None:
         """Forget every sequence and every plan in flight, and take all blocks back."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
-        self._blocks = BlockManager(self._num_blocks, self.config.block_size)
+        self._blocks.reset()
         self._sequences: dict[int, Sequence] = {}  # also aborted ones whose plan is still out
         self._in_flight: deque[BatchPlan] = deque()
 
@@ -73,12 +81,7 @@ class Scheduler:
 
     def check(self, sequence: Sequence) -> None:
         """Raises UsageError for a sequence that could never run, with the limit that it exceeds."""
-        check_request(
-            sequence,
-            config=self.config,
-            num_blocks=self._num_blocks,
-            vocab_size=self.vocab_size,
-        )
+        check_request(sequence, config=self.config, blocks=self._blocks, vocab_size=self.vocab_size)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence; one with nothing to generate or score is finished at once.
@@ -193,28 +196,19 @@ class Scheduler:
         sequence.num_computed = stop
         sequence.plans_in_flight += 1
         sample = stop == sequence.num_tokens and self._has_room(sequence)
-        params = sequence.params
         return PlannedSequence(
             seq_id=sequence.seq_id,
             token_ids=tuple(sequence.token_ids[start:stop]),
             start=start,
+            num_prompt_tokens=len(sequence.prompt_token_ids),
             block_table=sequence.block_table[: self._blocks.blocks_for(stop)],
             sample=sample,
-            draw=DrawParams(
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=params.top_k,
-                seed=sequence.seed,
-                step=sequence.num_output_tokens,
-                n_logprobs=-1 if params.logprobs is None else params.logprobs,
-            )
-            if sample
-            else None,
+            draw=DrawParams.of(sequence) if sample else None,
             targets=sequence.targets(start, stop),
         )
 
     def _has_room(self, sequence: Sequence) -> bool:
-        return sequence.num_tokens < self.config.max_seq_len
+        return sequence.num_tokens < sequence.max_num_tokens(self.config.max_seq_len)
 
     def _admit(self) -> Sequence | None:
         """Start the first waiting sequence if there is a seat and there are blocks for it.

@@ -5,6 +5,9 @@ layer. Any free block would do, but attention reads a run of ascending blocks as
 a gather, so the first allocation of a sequence also *claims* the blocks that it is expected to grow
 into. A claim is soft: others avoid claimed blocks while there are unclaimed ones, and take them
 when there are not.
+
+A sequence's table is a ring of at most `ring_blocks`: where no layer looks further back than that,
+block number n of a sequence is written over block n - ring_blocks.
 """
 
 from __future__ import annotations
@@ -17,24 +20,30 @@ _FREE, _CLAIMED, _USED = 0, 1, 2
 class BlockManager:
     """Hands out `num_blocks` blocks of `block_size` tokens and takes them back by sequence."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        if num_blocks < 1 or block_size < 1:
+    def __init__(self, num_blocks: int, block_size: int, *, ring_blocks: int) -> None:
+        if min(num_blocks, block_size, ring_blocks) < 1:
             raise UsageError(
-                f"num_blocks and block_size must be at least 1, got {num_blocks} and {block_size}"
+                "num_blocks, block_size and ring_blocks must be at least 1, "
+                f"got {num_blocks}, {block_size} and {ring_blocks}"
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.num_free = num_blocks
-        self._state = bytearray(num_blocks)
+        self.ring_blocks = ring_blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Take every block back."""
+        self.num_free = self.num_blocks
+        self._state = bytearray(self.num_blocks)
         self._tables: dict[int, list[int]] = {}
         self._claims: dict[int, range] = {}
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens."""
-        return -(-num_tokens // self.block_size)
+        """Blocks of a sequence of `num_tokens` tokens."""
+        return min(-(-num_tokens // self.block_size), self.ring_blocks)
 
     def block_table(self, seq_id: int) -> tuple[int, ...]:
-        """The sequence's blocks in token order; empty for a sequence that holds none."""
+        """The sequence's blocks, number n at n % ring_blocks; empty when it holds none."""
         return tuple(self._tables.get(seq_id, ()))
 
     def can_allocate(self, seq_id: int, num_tokens: int) -> bool:
@@ -42,7 +51,7 @@ class BlockManager:
         return self._missing(seq_id, num_tokens) <= self.num_free
 
     def allocate(self, seq_id: int, num_tokens: int, *, expected_tokens: int = 0) -> None:
-        """Grow the sequence's table until it holds `num_tokens` tokens in all; it never shrinks.
+        """Grow the sequence's table until it is that of `num_tokens` tokens; it never shrinks.
 
         `expected_tokens` is how many the sequence may reach, a hint for where to place it.
         Raises OutOfMemoryError, with nothing changed, when too few blocks are free.

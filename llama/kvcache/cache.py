@@ -16,6 +16,8 @@ from llama.errors import OutOfMemoryError
 class KVCache:
     """K and V of `num_blocks` blocks for each of `layers` (global indices).
 
+    One sequence has at most `ring_blocks` of them; see `llama.ops.batch`.
+
     The memory is not initialised: a slot must be written before it is read. Raises OutOfMemoryError
     with the number of bytes when it cannot be had.
     """
@@ -26,6 +28,7 @@ class KVCache:
         *,
         num_blocks: int,
         block_size: int,
+        ring_blocks: int,
         n_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
@@ -33,6 +36,7 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.ring_blocks = ring_blocks
         indices = tuple(layers)
         shape = (len(indices), 2, num_blocks * block_size, n_kv_heads, head_dim)
         self.nbytes = num_blocks * block_bytes(

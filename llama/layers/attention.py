@@ -21,12 +21,11 @@ from llama.parallel.shard import head_shard
 class Step:
     """What is made once per step and used by every layer.
 
-    `rotate` puts positions into heads (N, heads, head_dim); `attend` reads the cache;
-    `slot_mapping` (N,) is where the new K and V go.
+    `rotate` puts positions into heads (N, heads, head_dim), None where they came in with the
+    embedding; `attend` keeps new K and V in the cache, and reads it.
     """
 
-    slot_mapping: Tensor
-    rotate: Callable[[Tensor], Tensor]
+    rotate: Callable[[Tensor], Tensor] | None
     attend: Attention
 
 
@@ -79,10 +78,16 @@ class ParallelAttention(nn.Module):
         """
         n_heads, n_kv_heads = self.wqkv.n_local_heads, self.wqkv.n_local_kv_heads
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # (N, heads + 2 · KV heads, head_dim)
-        # q and k lie side by side and turn together
-        qk = step.rotate(qkv[:, : n_heads + n_kv_heads])
-        k_cache.index_copy_(0, step.slot_mapping, qk[:, n_heads:])
-        v_cache.index_copy_(0, step.slot_mapping, qkv[:, n_heads + n_kv_heads :])
-        heads = step.attend(qk[:, :n_heads], k_cache, v_cache, scale=self.head_dim**-0.5)
+        qk = qkv[:, : n_heads + n_kv_heads]
+        if step.rotate is not None:
+            qk = step.rotate(qk)  # q and k lie side by side and turn together
+        heads = step.attend(
+            qk[:, :n_heads],
+            qk[:, n_heads:],
+            qkv[:, n_heads + n_kv_heads :],
+            k_cache,
+            v_cache,
+            scale=self.head_dim**-0.5,
+        )
         out: Tensor = self.wo(heads.flatten(1))
         return out

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from llama.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import ffn_shard
 
@@ -35,3 +41,40 @@ class SwiGLU(nn.Module):
         gate, up = self.w13(x).chunk(2, dim=-1)  # (N, own columns) each
         out: Tensor = self.w2(F.silu(gate).mul_(up))
         return out
+
+
+class GeluMLP(nn.Module):
+    """w2(gelu(w1 x)); each rank holds part of the columns.
+
+    `approximate` says which GELU (Hendrycks and Gimpel 2016): "none" is exact, by erf; "tanh" is
+    what GPT-2 was trained with, and Megatron-LM unless told otherwise. They differ by up to 5e-4.
+    Raises UsageError when there are more ranks than columns.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        *,
+        approximate: Literal["none", "tanh"],
+        bias: bool,
+        tp: Communicator,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.approximate = approximate
+        parts = [ffn_shard(ffn_dim, tp_size=tp.size, tp_rank=rank) for rank in range(tp.size)]
+        self.w1 = ColumnParallelLinear(
+            dim, ffn_dim, bias=bias, tp=tp, name="w1", dtype=dtype, parts=parts
+        )
+        self.w2 = RowParallelLinear(
+            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, parts=parts
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, dim) -> (N, dim)."""
+        out: Tensor = self.w2(F.gelu(self.w1(x), approximate=self.approximate))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate}"

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-MODELS = {"llama": "llama.models.llama:LLAMA"}
+MODELS = {"gpt2": "llama.models.gpt2:GPT2", "llama": "llama.models.llama:LLAMA"}
 """By ModelConfig.architecture: a `llama.models.architecture.Architecture`."""

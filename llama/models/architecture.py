@@ -28,7 +28,12 @@ class MakeNorm(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The parts that `DecoderStage` puts together."""
+    """The parts that `DecoderStage` puts together.
+
+    Positions enter by rotating heads (RoPE) or, with `learned_positions`, as vectors that are added
+    to the embedding, of which a checkpoint has config.max_positions.
+    """
 
     make_block: MakeBlock
     make_norm: MakeNorm
+    learned_positions: bool = False

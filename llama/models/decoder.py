@@ -7,7 +7,6 @@ layers under their global index, so a parameter has the same name on every layou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from llama.config import ModelConfig
 from llama.errors import UsageError
 from llama.kvcache.cache import KVCache
 from llama.layers.attention import Step
-from llama.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from llama.layers.embedding import ParallelLMHead, PositionEmbedding, VocabParallelEmbedding
 from llama.layers.parameter import materialize, pieces
 from llama.models import MODELS
 from llama.models.architecture import Architecture
+from llama.models.record import Recorder
+from llama.models.rotary import Rotary
 from llama.ops.attention import ATTENTION, AttentionBackend
 from llama.ops.batch import Batch
-from llama.ops.rope import apply_rope, inverse_frequencies, rope_table
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.layout import stage_layers
 from llama.parallel.shard import head_shard
@@ -51,12 +51,22 @@ def stages(config: ModelConfig, *, pp_size: int) -> tuple[Stage, ...]:
     layers = stage_layers(
         [config.layer_parameters] * config.n_layers,
         pp_size,
-        first_cost=config.embedding_parameters,
+        first_cost=config.embedding_parameters + config.position_parameters,
         last_cost=config.embedding_parameters + config.dim,
     )
     return tuple(
         Stage(own, is_first=pp_rank == 0, is_last=pp_rank == pp_size - 1)
         for pp_rank, own in enumerate(layers)
+    )
+
+
+def stage_windows(
+    config: ModelConfig, stage: Stage, *, max_positions: int
+) -> tuple[int | None, ...]:
+    """The sliding window of each local layer; None for one that no sequence outgrows, too."""
+    windows = (config.windows[index] for index in stage.layers)
+    return tuple(
+        None if window is None or window >= max_positions else window for window in windows
     )
 
 
@@ -78,12 +88,9 @@ class DecoderStage(nn.Module):
     """The layers of one stage, cut over `tp`. Made on the meta device; see `materialize`.
 
     `max_positions` bounds every token's position; `attention` is a name in ATTENTION. Raises
-    UsageError for sizes that tp.size cannot cut and for a sliding window below max_positions,
+    UsageError for sizes that tp.size cannot cut and for more positions than were learned,
     UnknownNameError for an unknown name.
     """
-
-    rope_cos: Tensor
-    rope_sin: Tensor
 
     def __init__(
         self,
@@ -97,19 +104,27 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         architecture: Architecture = resolve(MODELS, config.architecture, kind="architecture")
-        _check_windows(config, max_positions)
         self.config = config
         self.stage = stage
         self._tp = tp
-        self._max_positions = max_positions
         self._attention: AttentionBackend = resolve(ATTENTION, attention, kind="attention backend")
+        self._windows = stage_windows(config, stage, max_positions=max_positions)
+        learned = None
+        if architecture.learned_positions:
+            learned = _learned_positions(config, max_positions)
+        self.rotary = Rotary(config, max_positions) if learned is None else None
         self.tok_embeddings: VocabParallelEmbedding | None = None
+        self.pos_embeddings: PositionEmbedding | None = None
         self.norm: nn.Module | None = None
         self.output: ParallelLMHead | None = None
         if stage.is_first:
             self.tok_embeddings = VocabParallelEmbedding(
                 config.vocab_size, config.dim, tp=tp, name="tok_embeddings", dtype=dtype
             )
+            if learned is not None:
+                self.pos_embeddings = PositionEmbedding(
+                    learned, config.dim, name="pos_embeddings", dtype=dtype
+                )
         self.layers = nn.ModuleDict(
             {
                 str(index): architecture.make_block(config, tp=tp, dtype=dtype)
@@ -127,35 +142,55 @@ class DecoderStage(nn.Module):
     def materialize(self, device: torch.device) -> None:
         """Memory for the parameters, and the RoPE table, on `device`."""
         materialize(self, device)
-        frequencies = inverse_frequencies(
-            self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
-        )
-        cos, sin = rope_table(frequencies, self._max_positions)
-        self.register_buffer("rope_cos", cos.to(device), persistent=False)
-        self.register_buffer("rope_sin", sin.to(device), persistent=False)
+        if self.rotary is not None:
+            self.rotary.materialize(device)
 
-    def forward(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
+    def forward(
+        self, x: Tensor, batch: Batch, cache: KVCache, *, record: Recorder | None = None
+    ) -> Tensor:
         """Hidden states (N, dim) after the last local layer, before the final norm.
 
         x is token ids (N,) on the first stage, the stage before's hidden states (N, dim) elsewhere.
+        `record` collects what happens on the way.
         """
         hidden = x if self.tok_embeddings is None else self.tok_embeddings(x)
-        step = self._step(batch, dtype=hidden.dtype)
-        for index, block in zip(self.stage.layers, self.layers.values(), strict=True):
-            hidden = block(hidden, step, *cache.layer(index))
+        if self.pos_embeddings is not None:
+            hidden = hidden + self.pos_embeddings(batch.positions)
+        record = record or Recorder()
+        steps = self._steps(batch, record.backend(self._attention), dtype=hidden.dtype)
+        layers = zip(self.stage.layers, self._windows, self.layers.values(), strict=True)
+        for index, window, block in layers:
+            record.keep_hidden(hidden)
+            hidden = block(hidden, steps[window], *cache.layer(index))
+        if self.norm is not None:
+            record.keep_normed(hidden, self.norm)
         return hidden
 
-    def _step(self, batch: Batch, *, dtype: torch.dtype) -> Step:
-        cos = self.rope_cos.index_select(0, batch.positions)  # (N, head_dim / 2)
-        sin = self.rope_sin.index_select(0, batch.positions)
-        rotate = partial(apply_rope, cos=cos, sin=sin, style=self.config.rope_style)
-        return Step(batch.slot_mapping, rotate, self._attention(batch, dtype=dtype))
+    def _steps(
+        self, batch: Batch, backend: AttentionBackend, *, dtype: torch.dtype
+    ) -> dict[int | None, Step]:
+        """By window: what the layers that have it share."""
+        rotate = None if self.rotary is None else self.rotary(batch)
+        return {
+            window: Step(rotate, backend(batch, dtype=dtype, window=window))
+            for window in set(self._windows)
+        }
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """Last stage: logits (R, vocab_size) fp32 of batch.logit_rows on tp rank 0, else None."""
         assert self.norm is not None and self.output is not None
         logits: Tensor | None = self.output(self.norm(hidden.index_select(0, batch.logit_rows)))
         return logits
+
+    def target_logprobs(self, hidden: Tensor, batch: Batch, n_words: int) -> Tensor:
+        """Last stage: logprobs (T,) fp32 of batch.targets among the first `n_words` ids, on every
+        tp rank. NaN where a logit is not finite.
+        """
+        assert self.norm is not None and self.output is not None
+        if not len(batch.target_rows):
+            return torch.empty(0, dtype=torch.float32, device=hidden.device)
+        scored = self.norm(hidden.index_select(0, batch.target_rows))
+        return self.output.logprobs(scored, batch.targets, n_words)
 
     @property
     def n_local_kv_heads(self) -> int:
@@ -169,11 +204,13 @@ class DecoderStage(nn.Module):
         return len(own.kv_heads)
 
 
-def _check_windows(config: ModelConfig, max_positions: int) -> None:
-    # A window that no sequence outgrows hides nothing, so full attention is exact.
-    narrowest = min((window for window in config.windows if window), default=max_positions)
-    if narrowest < max_positions:
+def _learned_positions(config: ModelConfig, max_positions: int) -> int:
+    learned = config.max_positions
+    if learned is None:
+        raise UsageError("this model's positions are learned, but its config says not how many")
+    if max_positions > learned:
         raise UsageError(
-            f"sliding windows are not run yet, and this model's is {narrowest} tokens: "
-            f"lower max_seq_len from {max_positions} to {narrowest}"
+            f"max_seq_len {max_positions} exceeds the {learned} positions that this model learned; "
+            f"lower it to at most {learned}"
         )
+    return learned

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the table of angles, and turning heads by it.
+"""Rotary position embedding: the angles of positions, and turning heads by them.
 
 Which positions a step has, and which convention the weights were trained or stored with, is said by
 the caller.
@@ -21,11 +21,12 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
     """(head_dim / 2,) fp32: theta^(-2i / head_dim), slowed as `scaling` says.
 
     "linear" is position interpolation (arXiv:2306.15595): turning `factor` times slower is the same
-    as dividing positions by it. "llama3" is Llama 3.1's own.
+    as dividing positions by it. "llama3" is Llama 3.1's own. "dynamic" has these as long as the
+    original context lasts; see `dynamic_frequencies`.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / theta**exponents
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
@@ -38,6 +39,22 @@ def _by_band(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     band = scaling.high_freq_factor - scaling.low_freq_factor
     kept = ((turns - scaling.low_freq_factor) / band).clamp(0, 1)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def dynamic_frequencies(
+    lengths: Tensor, head_dim: int, theta: float, scaling: RopeScaling
+) -> Tensor:
+    """(N, head_dim / 2) fp32: the frequencies in sequences of `lengths` (N,) tokens.
+
+    Dynamic NTK scaling, as Hugging Face has it: beyond the original context the base grows with
+    the length, so that short waves stay and the longest is stretched by `factor` · length /
+    original context - (factor - 1). Powers are taken in fp64, then rounded.
+    """
+    relative = lengths.double().clamp(min=scaling.original_context) / scaling.original_context
+    stretch = scaling.factor * relative - (scaling.factor - 1)  # (N,), 1 in the original context
+    bases = theta * stretch ** (head_dim / (head_dim - 2))
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=lengths.device) / head_dim
+    return (1.0 / bases.unsqueeze(1) ** exponents).float()
 
 
 def rope_table(frequencies: Tensor, n_positions: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits: temperature, top-k, nucleus, one draw per row; and logprobs.
+"""Choosing tokens from logits: temperature, top-k, nucleus, one draw per row; and the best.
 
 Every function works row by row, so a row's outcome does not depend on the other rows of its batch.
 Nothing here is random: the caller brings one uniform number per row. Tokens are ordered by logit,
@@ -14,9 +14,6 @@ from torch import Tensor
 
 _HEAD_TOKENS = 256
 """Best tokens to look at first: sorting a whole vocabulary takes tens of times longer."""
-
-_ROWS_AT_ONCE = 64
-"""Rows whose logprobs over the whole vocabulary are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,6 @@ def best_tokens(logits: Tensor, k: int) -> Tensor:
         if len(tied):
             ids[tied, :k] = logits[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return ids[:, :k]
-
-
-def token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Natural-log probability of `token_ids` (R,) in the rows of `logits` (R, vocab): (R,)."""
-    found = torch.empty(len(logits), dtype=logits.dtype, device=logits.device)
-    for start in range(0, len(logits), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        scores = logits[rows].log_softmax(dim=-1)
-        found[rows] = _at(scores, token_ids[rows])
-    return found
 
 
 def _ordered(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,11 @@ from llama.engine.decide import resolve_dtype
 from llama.engine.engine import Engine
 from llama.engine.sequence import SamplingParams
 from llama.engine.source import ModelSource, check_vocabulary
-from llama.errors import CheckpointError, RankMismatchError, UsageError
-from llama.parallel.context import ParallelContext
+from llama.errors import CheckpointError, HardwareError, RankMismatchError, UsageError
+from llama.parallel.context import ParallelContext, single
 from llama.tokenizer import Tokenizer
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
+from tests.helpers.engines import make_engine
 from tests.helpers.llms import CONFIG, write_model
 from tests.helpers.ranks import run_layout
 
@@ -40,6 +41,18 @@ def build(ckpt_dir: str, *, parallel: ParallelConfig | None = None, **options: A
 
 
 # One process ------------------------------------------------------------------------------------
+
+
+def test_why_attention_is_as_it_is(ckpt_dir: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "llama"):
+        make_engine(single(), ckpt_dir)
+        make_engine(single(), ckpt_dir, attention="naive")
+    assert [line for line in caplog.messages if "attention" in line] == [
+        "attention: sdpa (flash_attn needs a CUDA device, not cpu)",
+        "attention: naive (as asked)",
+    ]
+    with pytest.raises(HardwareError, match="not cpu; use auto or sdpa"):
+        make_engine(single(), ckpt_dir, attention="flash")
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,15 @@ def test_a_fit_is_what_the_engine_would_do() -> None:
     (rank,) = found.ranks
     left = next(n for n in range(10 * rank.kv_cache_bytes) if int(n * 0.8) >= rank.kv_cache_bytes)
     enough = rank.weight_bytes + rank.activation_bytes + left
-    full = fit(found, work.config, memory_bytes=enough)
+    full = fit(found, work, memory_bytes=enough)
     assert full.is_full and full.runs and full.num_blocks == rank.num_blocks == 8
-    part = fit(found, work.config, memory_bytes=enough - 1)
+    part = fit(found, work, memory_bytes=enough - 1)
     assert part.runs and not part.is_full and part.num_blocks == 7
-    none = fit(found, work.config, memory_bytes=rank.weight_bytes // 2)
+    none = fit(found, work, memory_bytes=rank.weight_bytes // 2)
     assert not none.runs and none.num_blocks == 0
-    again = fit(found, work.config, memory_bytes=none.memory_bytes + none.short_bytes)
+    again = fit(found, work, memory_bytes=none.memory_bytes + none.short_bytes)
     assert again.runs and again.num_blocks == 4  # one sequence
-    less = fit(found, work.config, memory_bytes=none.memory_bytes + none.short_bytes - 1)
+    less = fit(found, work, memory_bytes=none.memory_bytes + none.short_bytes - 1)
     assert less.short_bytes == 1 and less.num_blocks == 3
 
 
@@ -144,7 +144,7 @@ def test_the_poorest_rank_is_named() -> None:
     found = footprint(work, ParallelLayout(1, 2))
     poorest = max(found.ranks, key=lambda rank: rank.weight_bytes + rank.activation_bytes)
     assert poorest.rank == 1
-    lacking = fit(found, work.config, memory_bytes=poorest.weight_bytes)
+    lacking = fit(found, work, memory_bytes=poorest.weight_bytes)
     assert not lacking.runs and lacking.poorest_rank == 1
 
 

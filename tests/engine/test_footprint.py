@@ -13,16 +13,26 @@ from llama.checkpoint import open_checkpoint
 from llama.config import EngineConfig, ModelConfig
 from llama.engine.build import load_stage
 from llama.engine.engine import Engine
-from llama.engine.footprint import Footprint, Workload, empty_stage, footprint, read_bytes
+from llama.engine.footprint import (
+    Footprint,
+    RankFootprint,
+    Workload,
+    empty_stage,
+    footprint,
+    read_bytes,
+)
 from llama.engine.sequence import SamplingParams
 from llama.errors import UnknownNameError, UsageError
+from llama.layers.embedding import ROWS_AT_ONCE
 from llama.models.decoder import stages
 from llama.parallel.context import ParallelContext
 from llama.parallel.layout import ParallelLayout
 from tests.helpers import memory_use
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.engines import make_engine
+from tests.helpers.gpt2_weights import random_gpt2, tiny_gpt2_config
 from tests.helpers.hf_files import write_hf
+from tests.helpers.mistral_files import write_mistral
 from tests.helpers.ranks import run_layout
 
 CONFIGS = {
@@ -30,6 +40,7 @@ CONFIGS = {
     "bias": tiny_config(attention_bias=True, mlp_bias=True),
     "half": tiny_config(n_kv_heads=1, rope_style="half"),
     "tied": tiny_config(tied_embeddings=True, vocab_size=63),
+    "gpt2": tiny_gpt2_config(max_positions=50, vocab_size=61),
 }
 ENGINE = EngineConfig(max_seq_len=50, max_batch_size=3, block_size=16, max_num_batched_tokens=40)
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (4, 3)]
@@ -102,6 +113,19 @@ def test_num_blocks_that_were_asked_for_are_planned() -> None:
     assert rank.kv_cache_bytes == 7 * rank.block_bytes
 
 
+@pytest.mark.parametrize("window", [100, (100, 20)])
+def test_with_windows_nothing_grows_with_the_length(window: int | tuple[int, int]) -> None:
+    def rank_of(max_seq_len: int, window: int | tuple[int | None, ...] | None) -> RankFootprint:
+        engine = EngineConfig(max_seq_len=max_seq_len, max_num_batched_tokens=64)
+        return plan_of(tiny_config(sliding_window=window), 1, 1, engine=engine).ranks[0]
+
+    short, long = rank_of(1000, window), rank_of(8000, window)
+    assert long.num_blocks == short.num_blocks == 32 * 7
+    assert long.activation_bytes == short.activation_bytes
+    assert rank_of(1000, None).activation_bytes > 2 * short.activation_bytes
+    assert rank_of(1000, (100, None)).num_blocks == 32 * 63
+
+
 def test_what_cannot_be_cut_is_refused() -> None:
     with pytest.raises(UsageError, match="tp_size 9 exceeds n_heads 8"):
         plan_of(tiny_config(), 9, 1)
@@ -114,6 +138,21 @@ def test_an_architecture_without_a_model_is_named() -> None:
         UnknownNameError, match=r"architecture mamba has no model.*known models: .*llama"
     ):
         plan_of(tiny_config(architecture="mamba"), 1, 1)
+
+
+def test_prompt_logprobs_take_one_tile_of_logits() -> None:
+    """Of the rank's words; where the rest of a step takes more, they take nothing."""
+    model = tiny_config(vocab_size=20000)
+    engine = EngineConfig(max_seq_len=1000, max_batch_size=1, max_num_batched_tokens=256)
+    tile = ROWS_AT_ONCE * 20000 * 4
+    for tp_size in (1, 2):
+        for rank in plan_of(model, tp_size, 1, engine=engine).ranks:
+            peak = rank.activation_bytes + rank.prompt_logprobs_bytes
+            assert tile / tp_size < peak < 1.05 * tile / tp_size
+    first, last = plan_of(model, 1, 2, engine=engine).ranks
+    assert first.prompt_logprobs_bytes == 0 < last.prompt_logprobs_bytes
+    longer = replace(engine, max_seq_len=8000, max_num_batched_tokens=2000)
+    assert plan_of(model, 1, 1, engine=longer).ranks[0].prompt_logprobs_bytes == 0
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -159,19 +198,28 @@ def test_the_loader_reads_as_much_as_planned(tmp_path: Path, tp: int, pp: int) -
 BIG = tiny_config(
     dim=768, n_layers=5, n_heads=10, n_kv_heads=5, head_dim=64, ffn_dim=2048, vocab_size=6001
 )
+BIG_GPT2 = tiny_gpt2_config(
+    dim=768, n_heads=12, n_kv_heads=12, head_dim=64, ffn_dim=3072, vocab_size=6001,
+    max_positions=768,
+)  # fmt: skip
 FULL_BATCH = EngineConfig(max_seq_len=768, max_batch_size=8, max_num_batched_tokens=256)
 """Cache and activations of each rank take more than the 16 MiB through which the loader reads."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Checkpoints of BIG, some 150 MiB, of the same with a tied head, and a small one."""
+    """Checkpoints of BIG, some 150 MiB, of the same with a tied head and with a window, of a
+    GPT-2, and a small one.
+    """
     small, tied = tiny_config(), replace(BIG, tied_embeddings=True)
+    windowed = replace(BIG, sliding_window=256)
     folder = tmp_path_factory.mktemp("footprint")
     weights = random_model(BIG)
     return {
         "big": str(write_meta(folder / "big", BIG, weights)),
         "tied": str(write_hf(folder / "tied", tied, weights)),
+        "windowed": str(write_mistral(folder / "windowed", windowed, weights)),
+        "gpt2": str(write_hf(folder / "gpt2", BIG_GPT2, random_gpt2(BIG_GPT2))),
         "small": str(write_meta(folder / "small", small, random_model(small))),
     }
 
@@ -201,6 +249,7 @@ def run_batch(engine: Engine, *, n_prompts: int, n_prompt: int, n_new: int) -> N
     engine.generate(prompts, [params] * n_prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("name", "tp", "pp"),
@@ -212,6 +261,10 @@ def run_batch(engine: Engine, *, n_prompts: int, n_prompt: int, n_new: int) -> N
         ("big", 3, 1),
         ("tied", 1, 1),
         ("tied", 1, 2),
+        ("windowed", 1, 1),
+        pytest.param("gpt2", 1, 1, marks=pytest.mark.nightly),
+        ("gpt2", 2, 1),
+        pytest.param("gpt2", 1, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_the_plan_is_what_a_rank_takes(

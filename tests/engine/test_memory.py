@@ -86,7 +86,11 @@ def test_elsewhere_half_of_the_machine_is_taken_for_free(monkeypatch: pytest.Mon
 
 
 def blocks(
-    context: ParallelContext, free: list[int], sizes: list[int], activations: int = 0
+    context: ParallelContext,
+    free: list[int],
+    sizes: list[int],
+    activations: int = 0,
+    window: int | None = None,
 ) -> tuple[int, list[str]]:
     """What rank i agrees to with free[i] bytes and blocks of sizes[i] bytes, and what it logs."""
     shares: list[int] = []
@@ -101,6 +105,7 @@ def blocks(
         patch.setattr(memory, "free_bytes", fake_free_bytes)
         num_blocks = agree_num_blocks(
             CONFIG,
+            ring_blocks=CONFIG.ring_blocks(window),
             block_bytes=sizes[context.rank],
             activation_bytes=activations,
             context=context,
@@ -122,6 +127,15 @@ class _Lines(logging.Handler):
 
 def test_no_more_than_a_full_batch_needs() -> None:
     assert blocks(single(), [10**9], [100]) == (16, [])
+
+
+def test_a_window_bounds_the_blocks_of_a_sequence() -> None:
+    """Three blocks hold a window of 40, so 12 serve 4 sequences, and three are enough for one."""
+    assert blocks(single(), [10**9], [100], window=40) == (12, [])
+    assert blocks(single(), [10**9], [100], window=1000) == (16, [])
+    assert blocks(single(), [600], [100], window=40)[0] == 3
+    with pytest.raises(OutOfMemoryError, match=r"needs 3 .*lower max_seq_len to 32 or less"):
+        blocks(single(), [599], [100], window=40)
 
 
 def test_the_poorest_rank_decides_and_rank_0_says_so() -> None:
@@ -185,6 +199,12 @@ def test_no_room_at_all() -> None:
 
 def test_num_blocks_that_were_asked_for() -> None:
     few = EngineConfig(max_seq_len=64, block_size=16, num_blocks=3)
-    assert agree_num_blocks(few, block_bytes=1, activation_bytes=0, context=single()) == 3
+    assert (
+        agree_num_blocks(few, ring_blocks=4, block_bytes=1, activation_bytes=0, context=single())
+        == 3
+    )
     many = EngineConfig(max_seq_len=64, block_size=16, num_blocks=1000)
-    assert agree_num_blocks(many, block_bytes=1, activation_bytes=0, context=single()) == 1000
+    assert (
+        agree_num_blocks(many, ring_blocks=4, block_bytes=1, activation_bytes=0, context=single())
+        == 1000
+    )

@@ -16,7 +16,7 @@ def plan(number: int, n_tokens: int) -> BatchPlan:
     draw = DrawParams(temperature=0.1 * number, top_p=0.9, top_k=3, seed=-number, step=number)
     table = tuple(range(0, 2 * n_tokens, 2))  # no runs: the longest encoding
     tokens = tuple(range(number, number + n_tokens))
-    return BatchPlan((PlannedSequence(number, tokens, 5, table, True, draw),))
+    return BatchPlan((PlannedSequence(number, tokens, 5, 5, table, True, draw),))
 
 
 def result(number: int, n_sequences: int) -> StepResult:

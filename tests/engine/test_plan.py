@@ -24,7 +24,7 @@ RUN = st.builds(lambda a, n: range(a, a + n), st.integers(0, 2**40), st.integers
 TABLES = st.lists(RUN, max_size=4).map(lambda runs: tuple(b for run in runs for b in run))
 DRAWS = st.builds(DrawParams, FLOATS, FLOATS, INT64, INT64, INT64, st.integers(-1, 20))
 PLANNED = st.builds(
-    PlannedSequence, INT64, IDS, INT64, TABLES, st.booleans(), st.none() | DRAWS, IDS
+    PlannedSequence, INT64, IDS, INT64, INT64, TABLES, st.booleans(), st.none() | DRAWS, IDS
 )
 PLANS = st.builds(BatchPlan, st.lists(PLANNED, max_size=4).map(tuple), st.booleans())
 TOPS = st.lists(st.tuples(INT64, FLOATS), max_size=4).map(tuple)
@@ -80,7 +80,7 @@ def a_decode_batch(n_sequences: int, *, n_blocks: int) -> BatchPlan:
     draw = DrawParams(temperature=0.7, top_p=0.9, top_k=0, seed=-(2**60), step=99)
     return BatchPlan(
         tuple(
-            PlannedSequence(i, (i,), 1000, tuple(range(i * 500, i * 500 + n_blocks)), True, draw)
+            PlannedSequence(i, (i,), 1000, 9, tuple(range(i * 500, i * 500 + n_blocks)), True, draw)
             for i in range(n_sequences)
         )
     )
@@ -129,17 +129,17 @@ PLAN_FIELDS = {
     "a second flag value": [2, 0],
     "negative count of sequences": [0, -1],
     "more sequences than integers": [0, 2**50],
-    "flags": [0, 1, 5, 4, 0, 0, 0, 0],
-    "a huge block table": [0, 1, 5, 0, 0, 0, 1, 0, 2**50, 0],
-    "a negative run": [0, 1, 5, 0, 0, 0, 1, 0, -1, 0],
+    "flags": [0, 1, 5, 4, 0, 0, 0, 0, 0],
+    "a huge block table": [0, 1, 5, 0, 0, 0, 0, 1, 0, 2**50, 0],
+    "a negative run": [0, 1, 5, 0, 0, 0, 0, 1, 0, -1, 0],
     "cut off": [0, 1, 5, 0, 0],
-    "too long": [0, 1, 5, 0, 0, 0, 0, 0, 9],
+    "too long": [0, 1, 5, 0, 0, 0, 0, 0, 0, 9],
 }
 
 
 @pytest.mark.parametrize("what", PLAN_FIELDS)
 def test_nonsense_under_a_right_checksum_is_refused(what: str) -> None:
-    right = [0, 1, 5, 0, 0, 0, 0, 0]
+    right = [0, 1, 5, 0, 0, 0, 0, 0, 0]
     assert BatchPlan.decode(sealed(BatchPlan.STOP.encode(), right)).sequences[0].seq_id == 5
     with pytest.raises(RankMismatchError, match="batch plan"):
         BatchPlan.decode(sealed(BatchPlan.STOP.encode(), PLAN_FIELDS[what]))

@@ -186,6 +186,21 @@ def test_a_prompt_of_max_seq_len_is_scored_but_not_continued(prompt_logprobs: bo
     assert len(replica.plans) == (3 if prompt_logprobs else 0)
 
 
+def test_a_prompt_may_be_scored_and_not_continued() -> None:
+    """With the blocks of the prompt alone; one with nothing to score is done at once."""
+    replica = Replica(max_num_batched_tokens=9, num_blocks=5, max_in_flight=2)
+    scored = [replica.add(n, max_tokens=0, prompt_logprobs=True) for n in (20, 8, 2)]
+    done = [replica.add(1, max_tokens=0, prompt_logprobs=True), replica.add(20, max_tokens=0)]
+    assert [sequence.is_finished for sequence in [*scored, *done]] == [False] * 3 + [True] * 2
+    with pytest.raises(UsageError, match="needs 6 KV blocks"):
+        replica.add(21, max_tokens=0, prompt_logprobs=True)
+    replica.finish_all()
+    replica.check_outputs()
+    for sequence in [*scored, *done]:
+        assert (sequence.finish_reason, sequence.output_token_ids) == ("length", [])
+    assert not any(planned.sample for plan in replica.plans for planned in plan.sequences)
+
+
 def test_output_may_fill_the_sequence_and_all_blocks_exactly() -> None:
     replica = Replica(max_seq_len=17, num_blocks=4)
     sequence = replica.add(16, max_tokens=None, ignore_eos=True)
@@ -193,6 +208,51 @@ def test_output_may_fill_the_sequence_and_all_blocks_exactly() -> None:
     assert len(sequence.output_token_ids) == 1
     with pytest.raises(UsageError, match="needs 5 KV blocks"):
         Replica(max_seq_len=18, num_blocks=4).add(16, max_tokens=None)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_a_ring_serves_a_sequence_of_any_length(max_in_flight: int) -> None:
+    """Rings of two blocks in a cache of three: prompts of ten windows, one after the other."""
+    replica = Replica(
+        max_seq_len=200,
+        num_blocks=3,
+        window=8,
+        max_in_flight=max_in_flight,
+        max_num_batched_tokens=5,
+    )
+    for _ in range(3):
+        replica.add(80, max_tokens=100, ignore_eos=True, prompt_logprobs=True)
+    replica.finish_all()
+    replica.check_outputs()
+    assert replica.preempted == 0
+    assert {len(s.block_table) for plan in replica.plans for s in plan.sequences} == {2}
+
+
+def test_who_holds_a_full_ring_needs_no_more() -> None:
+    """Two rings fill the cache, which two ordinary sequences of this length could not share."""
+    for window, expected in ((8, 0), (None, 1)):
+        replica = Replica(num_blocks=4 if window else 20, window=window)
+        for _ in range(2):
+            replica.add(9, max_tokens=50, ignore_eos=True)
+        replica.finish_all()
+        replica.check_outputs()
+        assert replica.preempted == expected
+        firsts = [planned.seq_id for planned in replica.plans[0].sequences]
+        assert firsts == [0, 1]
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+def test_a_preempted_ring_is_filled_again_in_chunks(max_in_flight: int) -> None:
+    """The first one grows into the third block of its ring, which only the other can give."""
+    replica = Replica(num_blocks=5, window=9, max_in_flight=max_in_flight, max_num_batched_tokens=7)
+    replica.add(2, max_tokens=40, ignore_eos=True)
+    other = replica.add(25, max_tokens=30, ignore_eos=True, prompt_logprobs=True)
+    replica.finish_all()
+    replica.check_outputs()
+    assert replica.preempted == 1
+    parts = [s for plan in replica.plans for s in plan.sequences if s.seq_id == other.seq_id]
+    began = [at for at, part in enumerate(parts) if part.start == 0]
+    assert len(began) == 2 and sum(parts[at].sample for at in range(*began)) > 0
 
 
 def test_an_abort_frees_the_blocks_when_the_plan_is_back() -> None:

@@ -14,7 +14,8 @@ from hypothesis.stateful import (
 
 from tests.helpers.replica import Replica
 
-REQUESTS = st.tuples(st.integers(1, 30), st.none() | st.integers(1, 30), st.booleans())
+WINDOWS = st.none() | st.integers(1, 12)
+REQUESTS = st.tuples(st.integers(1, 30), st.none() | st.integers(0, 30), st.booleans())
 
 
 class Traffic(RuleBasedStateMachine):
@@ -26,6 +27,7 @@ class Traffic(RuleBasedStateMachine):
         max_batch_size=st.integers(1, 6),
         block_size=st.sampled_from([1, 3, 4]),
         spare_blocks=st.integers(0, 12),
+        window=WINDOWS,
     )
     def build(
         self,
@@ -34,14 +36,16 @@ class Traffic(RuleBasedStateMachine):
         max_batch_size: int,
         block_size: int,
         spare_blocks: int,
+        window: int | None,
     ) -> None:
         self.replica = Replica(
             max_seq_len=30,
             max_num_batched_tokens=budget,
             max_batch_size=max_batch_size,
             block_size=block_size,
-            num_blocks=-(-30 // block_size) + spare_blocks,
+            num_blocks=-(-(window or 30) // block_size) + spare_blocks,
             max_in_flight=max_in_flight,
+            window=window,
         )
 
     @rule(request=REQUESTS)
@@ -95,15 +99,21 @@ TestTraffic.settings = settings(
     st.integers(1, 4),
     st.sampled_from([1, 3, 16, 200]),
     st.integers(8, 20),
+    WINDOWS,
 )
 def test_every_request_finishes_as_if_alone(
-    requests: list[tuple[int, int | None, bool]], max_in_flight: int, budget: int, num_blocks: int
+    requests: list[tuple[int, int | None, bool]],
+    max_in_flight: int,
+    budget: int,
+    num_blocks: int,
+    window: int | None,
 ) -> None:
     replica = Replica(
         max_seq_len=30,
-        num_blocks=num_blocks,
+        num_blocks=num_blocks if window is None else num_blocks // 2,  # rings are of 3 at most
         max_in_flight=max_in_flight,
         max_num_batched_tokens=budget,
+        window=window,
     )
     for n_prompt, max_tokens, prompt_logprobs in requests:
         replica.add(n_prompt, max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)

@@ -14,31 +14,47 @@ from llama.ops.batch import Batch
 
 @dataclass(frozen=True)
 class NewTokens:
-    """What one sequence brings to a step; positions before `start` are in the cache."""
+    """What one sequence brings to a step; positions before `start` are in the cache.
+
+    `num_prompt_tokens` None stands for all tokens up to and including the new ones.
+    """
 
     token_ids: Sequence[int]
     start: int
     block_table: tuple[int, ...]
+    num_prompt_tokens: int | None = None
 
 
 def make_batch(
     sequences: Sequence[NewTokens],
     *,
     block_size: int,
+    ring_blocks: int = 2**24,
     logit_rows: Sequence[int] | None = None,
     device: str = "cpu",
 ) -> Batch:
-    """The Batch of these sequences; logits are wanted for every token unless `logit_rows` says."""
+    """The Batch of these sequences; logits are wanted for every token unless `logit_rows` says.
+
+    No logprobs of prompt tokens are wanted.
+    """
     num_new = tuple(len(sequence.token_ids) for sequence in sequences)
     rows = range(sum(num_new)) if logit_rows is None else logit_rows
     positions = [
         range(sequence.start, sequence.start + n)
         for sequence, n in zip(sequences, num_new, strict=True)
     ]
+    kept = [own[-ring_blocks * block_size :] for own in positions]
     slots = [
-        sequence.block_table[position // block_size] * block_size + position % block_size
-        for sequence, own in zip(sequences, positions, strict=True)
-        for position in own
+        sequence.block_table[position // block_size % ring_blocks] * block_size
+        + position % block_size
+        for sequence, last in zip(sequences, kept, strict=True)
+        for position in last
+    ]
+    cu_seqlens = tuple(accumulate(num_new, initial=0))
+    write_rows = [
+        row
+        for stop, last in zip(cu_seqlens[1:], kept, strict=True)
+        for row in range(stop - len(last), stop)
     ]
 
     def tensor(values: Sequence[int]) -> torch.Tensor:
@@ -49,11 +65,19 @@ def make_batch(
         positions=tensor([position for own in positions for position in own]),
         slot_mapping=tensor(slots),
         logit_rows=tensor(list(rows)),
+        target_rows=tensor([]),
+        targets=tensor([]),
         block_tables=tuple(sequence.block_table for sequence in sequences),
         num_new_tokens=num_new,
         context_lens=tuple(own.stop for own in positions),
-        cu_seqlens=tuple(accumulate(num_new, initial=0)),
+        prompt_lens=tuple(
+            sequence.num_prompt_tokens or own.stop
+            for sequence, own in zip(sequences, positions, strict=True)
+        ),
+        cu_seqlens=cu_seqlens,
         block_size=block_size,
+        ring_blocks=ring_blocks,
+        write_rows=None if len(write_rows) == sum(num_new) else tensor(write_rows),
     )
 
 

@@ -2,8 +2,8 @@
 
 No cache, no batch, no parallelism, nothing of llama.* but the sizes. Every call computes every
 position of one sequence from scratch, in float32. Formulas are those of Meta's reference model
-(RMSNorm, rotary embedding, grouped-query attention, SwiGLU), of Llama 3.1's frequency scaling and
-of linear position interpolation.
+(RMSNorm, rotary embedding, grouped-query attention, SwiGLU), of Llama 3.1's frequency scaling, of
+linear position interpolation and of Mistral's sliding window.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def feed_forward(weights: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tenso
 
 
 def attention(config: ModelConfig, weights: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
-    n_tokens = x.shape[0]
+    """`prefix` is "layers.3.attention.": a layer may have a window of its own."""
+    n_tokens, window = x.shape[0], config.windows[int(prefix.split(".")[1])]
     q = project(weights, prefix + "wq", x).view(n_tokens, config.n_heads, config.head_dim)
     k = project(weights, prefix + "wk", x).view(n_tokens, config.n_kv_heads, config.head_dim)
     v = project(weights, prefix + "wv", x).view(n_tokens, config.n_kv_heads, config.head_dim)
@@ -72,8 +73,11 @@ def attention(config: ModelConfig, weights: Mapping[str, Tensor], prefix: str, x
     for head in range(config.n_heads):
         kv_head = head // group
         scores = q[:, head] @ k[:, kv_head].T / math.sqrt(config.head_dim)  # (n, n)
-        future = torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(future, -math.inf)
+        everything = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
+        hidden = everything.triu(1)
+        if window is not None:
+            hidden = hidden | everything.tril(-window)
+        scores = scores.masked_fill(hidden, -math.inf)
         outputs.append(softmax(scores, dim=-1) @ v[:, kv_head])
     return project(weights, prefix + "wo", torch.cat(outputs, dim=-1))
 

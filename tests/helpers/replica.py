@@ -25,11 +25,12 @@ def next_token(token_ids: list[int], step: int) -> int:
     return zlib.crc32(repr((token_ids, step)).encode()) % VOCAB_SIZE
 
 
-def alone(sequence: Sequence, max_seq_len: int) -> tuple[list[int], str]:
+def alone(sequence: Sequence, max_seq_len: int, window: int) -> tuple[list[int], str]:
     """Output and finish reason of a request by itself, from the definition."""
     token_ids, output = list(sequence.prompt_token_ids), list[int]()
-    while len(token_ids) < max_seq_len and len(output) < (sequence.params.max_tokens or math.inf):
-        token_id = next_token(token_ids, len(output))
+    limit = math.inf if sequence.params.max_tokens is None else sequence.params.max_tokens
+    while len(token_ids) < max_seq_len and len(output) < limit:
+        token_id = next_token(token_ids[-window:], len(output))
         if token_id in sequence.stop_token_ids:
             return output, "stop"
         token_ids.append(token_id)
@@ -38,15 +39,28 @@ def alone(sequence: Sequence, max_seq_len: int) -> tuple[list[int], str]:
 
 
 class Replica:
-    """A scheduler, and a cache that its plans are run on in the order in which they were made."""
+    """A scheduler, and a cache that its plans are run on in the order in which they were made.
 
-    def __init__(self, *, num_blocks: int = 64, max_in_flight: int = 1, **config: Any) -> None:
+    So does every pipeline stage run them on its own cache. `window` is what its "model" sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        max_in_flight: int = 1,
+        window: int | None = None,
+        **config: Any,
+    ) -> None:
         sizes = {"max_seq_len": 64, "max_batch_size": 8, "block_size": 4, **config}
         self.config = EngineConfig(**sizes)
         self.num_blocks = num_blocks
+        self.window = window or self.config.max_seq_len
+        self.ring_blocks = self.config.ring_blocks(window)
         self.scheduler = Scheduler(
             self.config,
             num_blocks=num_blocks,
+            ring_blocks=self.ring_blocks,
             max_in_flight=max_in_flight,
             vocab_size=VOCAB_SIZE,
         )
@@ -89,40 +103,54 @@ class Replica:
             assert planned.token_ids
             assert (planned.draw is not None) == planned.sample
             in_cache = -(-(planned.start + len(planned.token_ids)) // self.config.block_size)
-            assert len(planned.block_table) == in_cache
+            assert len(planned.block_table) == min(in_cache, self.ring_blocks)
         for earlier, _ in self.out:
             for other in earlier.sequences:
                 if other.seq_id in {planned.seq_id for planned in plan.sequences}:
                     assert not other.sample, "planned again before its token was known"
 
     def run(self, planned: PlannedSequence) -> SequenceResult:
-        """Write the new tokens, then read the whole sequence back through its block table."""
-
-        def slot(position: int) -> int:
-            block, offset = divmod(position, self.config.block_size)
-            return planned.block_table[block] * self.config.block_size + offset
-
-        end = planned.start + len(planned.token_ids)
-        for position, token_id in enumerate(planned.token_ids, planned.start):
-            self.slots[slot(position)] = (planned.seq_id, position, token_id)
-        found = [self.slots[slot(position)] for position in range(end)]
-        assert [entry[:2] for entry in found] == [(planned.seq_id, at) for at in range(end)]
-        token_ids = [token_id for _, _, token_id in found]
+        """Read what the first new token sees, then write the new tokens, each over what its place
+        in the ring held; the last one still finds all that it sees in the cache.
+        """
+        start, end = planned.start, planned.start + len(planned.token_ids)
+        before = self.read(planned, range(max(0, start + 1 - self.window), start))
+        for position, token_id in enumerate(planned.token_ids, start):
+            self.slots[self.slot(planned, position)] = (planned.seq_id, position, token_id)
+        token_ids = [*before, *planned.token_ids]
+        assert self.read(planned, range(max(0, end - self.window), end)) == self.seen(token_ids)
         scored = tuple(
-            score(token_ids[: planned.start + at + 1], target)
+            score(self.seen(token_ids[: len(before) + at + 1]), target)
             for at, target in enumerate(planned.targets)
         )
         if planned.draw is None:
             return SequenceResult(target_logprobs=scored)
-        token_id = next_token(token_ids, planned.draw.step)
+        token_id = next_token(self.seen(token_ids), planned.draw.step)
         return SequenceResult(token_id, TokenLogprob(token_id, -0.5), scored)
+
+    def slot(self, planned: PlannedSequence, position: int) -> int:
+        block, offset = divmod(position, self.config.block_size)
+        return planned.block_table[block % self.ring_blocks] * self.config.block_size + offset
+
+    def read(self, planned: PlannedSequence, positions: range) -> list[int]:
+        """The tokens at `positions`, each found in its slot of the cache."""
+        found = [self.slots[self.slot(planned, position)] for position in positions]
+        assert [entry[:2] for entry in found] == [(planned.seq_id, at) for at in positions]
+        return [token_id for _, _, token_id in found]
+
+    def seen(self, token_ids: list[int]) -> list[int]:
+        """What the last of them sees."""
+        return token_ids[-self.window :]
 
     def update(self) -> list[Sequence]:
         return self.scheduler.update(*self.out.popleft())
 
     def check_blocks(self) -> None:
-        """No block has two owners among those who run or are still in flight."""
+        """No block has two owners among those who run or are still in flight, and nobody has more
+        than a ring.
+        """
         running = [s.block_table for s in self.sequences if s.block_table]
+        assert all(len(table) <= self.ring_blocks for table in running)
         held = [block for table in running for block in table]
         assert len(held) == len(set(held)) == self.num_blocks - self.scheduler.num_free_blocks
 
@@ -142,7 +170,7 @@ class Replica:
 
     def check_outputs(self) -> None:
         for sequence in self.sequences:
-            output, reason = alone(sequence, self.config.max_seq_len)
+            output, reason = alone(sequence, self.config.max_seq_len, self.window)
             got = sequence.output_token_ids
             if sequence.finish_reason == "abort":
                 assert got == output[: len(got)]
@@ -151,7 +179,7 @@ class Replica:
             assert [logprob.token_id for logprob in sequence.logprobs] == got
             if sequence.params.prompt_logprobs and sequence.finish_reason != "abort":
                 prompt = list(sequence.prompt_token_ids)
-                scores = [score(prompt[:at], prompt[at]) for at in range(1, len(prompt))]
+                scores = [score(self.seen(prompt[:at]), prompt[at]) for at in range(1, len(prompt))]
                 assert sequence.prompt_logprobs == [None, *scores]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.config import ModelConfig
+from llama.config import EngineConfig, ModelConfig
 from llama.kvcache.cache import KVCache
 from llama.models.decoder import DecoderStage, stage_of
 from llama.ops.batch import Batch
@@ -18,6 +18,7 @@ from tests.helpers.batches import NewTokens, make_batch, shuffled_tables
 from tests.helpers.fill import fill
 
 BLOCK_SIZE = 4
+MAX_POSITIONS = 64
 
 
 class Place(SingleCommunicator):
@@ -43,11 +44,17 @@ def ready_stage(
     stage = DecoderStage(
         config,
         stage_of(config, pp_size=context.pp.size, pp_rank=context.pp.rank),
-        **{"tp": context.tp, "dtype": torch.float32, "max_positions": 64, **options},
+        **{"tp": context.tp, "dtype": torch.float32, "max_positions": MAX_POSITIONS, **options},
     )
     stage.materialize(context.device)
     fill(stage, weights)
     return stage
+
+
+def ring_blocks(config: ModelConfig) -> int:
+    """Blocks of one sequence of at most MAX_POSITIONS tokens."""
+    engine = EngineConfig(max_seq_len=MAX_POSITIONS, block_size=BLOCK_SIZE)
+    return engine.ring_blocks(config.widest_window)
 
 
 def make_cache(stage: DecoderStage, *, num_blocks: int) -> KVCache:
@@ -57,6 +64,7 @@ def make_cache(stage: DecoderStage, *, num_blocks: int) -> KVCache:
         stage.stage.layers,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
+        ring_blocks=ring_blocks(stage.config),
         n_kv_heads=stage.n_local_kv_heads,
         head_dim=stage.config.head_dim,
         dtype=weight.dtype,
@@ -94,7 +102,8 @@ def run_in_steps(
 
     Step s takes sequence i on to token cuts[s][i], over shuffled blocks.
     """
-    lengths = [len(ids) for ids in token_ids]
+    ring = ring_blocks(stage.config)
+    lengths = [min(len(ids), ring * BLOCK_SIZE) for ids in token_ids]
     num_blocks = sum(lengths) // BLOCK_SIZE + len(lengths) + 2
     tables = shuffled_tables(lengths, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     cache = make_cache(stage, num_blocks=num_blocks)
@@ -106,7 +115,7 @@ def run_in_steps(
             NewTokens(token_ids[index][done[index] : stops[index]], done[index], tables[index])
             for index in active
         ]
-        batch = make_batch(sequences, block_size=BLOCK_SIZE)
+        batch = make_batch(sequences, block_size=BLOCK_SIZE, ring_blocks=ring)
         logits = run_batch(context, stage, batch, cache)
         if logits is not None:
             for index, rows in zip(active, logits.split(batch.num_new_tokens), strict=True):

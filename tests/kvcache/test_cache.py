@@ -16,6 +16,7 @@ def make_cache(num_blocks: int, dtype: torch.dtype = torch.float32) -> KVCache:
         range(3, 5),
         num_blocks=num_blocks,
         block_size=4,
+        ring_blocks=num_blocks,
         n_kv_heads=2,
         head_dim=8,
         dtype=dtype,

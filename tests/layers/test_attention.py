@@ -47,7 +47,7 @@ def attend(context: ParallelContext, config: ModelConfig) -> None:
         rotate = partial(
             apply_rope, cos=cos[batch.positions], sin=sin[batch.positions], style=config.rope_style
         )
-        step = Step(batch.slot_mapping, rotate, SdpaAttention(batch, dtype=torch.float32))
+        step = Step(rotate, SdpaAttention(batch, dtype=torch.float32, window=None))
         found.append(layer(x[batch.positions], step, *caches))
     expected = oracle.attention(config, weights, PREFIX, x)
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)

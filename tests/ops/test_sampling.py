@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llama.ops.sampling import Draws, best_tokens, finite_rows, sample, token_logprobs
+from llama.ops.sampling import Draws, best_tokens, finite_rows, sample
 
 
 def draws(
@@ -217,19 +217,6 @@ def test_best_tokens_are_ordered_and_ties_go_to_lower_ids(
     logits = make(15, vocab_size, scale=1.0)
     expected = logits.argsort(dim=-1, descending=True, stable=True)[:, :k]
     assert best_tokens(logits, k).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("n_rows", [0, 1, 64, 131])
-def test_token_logprobs_are_natural_and_untempered(n_rows: int) -> None:
-    logits = normal(n_rows, 9, scale=3.0)
-    ids = torch.arange(n_rows) % 9
-    got = token_logprobs(logits, ids)
-    expected = [
-        float(row[int(token_id)]) - math.log(math.fsum(math.exp(float(x)) for x in row))
-        for row, token_id in zip(logits, ids, strict=True)
-    ]
-    assert got.shape == (n_rows,)
-    assert got.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_finite_rows() -> None:

@@ -1,7 +1,8 @@
 """Attention of new tokens over the paged cache. One file per backend; ATTENTION finds it.
 
-A backend is called once per step with the Batch and returns what every layer of that step calls, so
-that masks and slot indices are made once. It knows no layer and keeps nothing between steps.
+A backend is called once per step and sliding window with the Batch and returns what every layer of
+that step and window calls, so that masks and slot indices are made once. It knows no layer and
+keeps nothing between steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from llama.ops.batch import Batch
 
 ATTENTION = {
+    "flash": "llama.ops.attention.flash:FlashAttention",
     "naive": "llama.ops.attention.naive:NaiveAttention",
     "sdpa": "llama.ops.attention.sdpa:SdpaAttention",
 }
@@ -22,16 +24,36 @@ ATTENTION = {
 class Attention(Protocol):
     """Causal attention of one step, for any layer."""
 
-    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float) -> Tensor:
-        """(N, n_heads, head_dim), each new token over its sequence up to and including itself.
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        scale: float,
+    ) -> Tensor:
+        """(N, n_heads, head_dim), each new token over what it sees of its sequence, itself too.
 
-        q (N, n_heads, head_dim); k_cache, v_cache (slots, n_kv_heads, head_dim) already hold the
-        new tokens. Query heads j·g .. (j + 1)·g - 1 read KV head j, with g = n_heads / n_kv_heads.
+        q (N, n_heads, head_dim) and the new tokens' k and v (N, n_kv_heads, head_dim), which are
+        kept in k_cache and v_cache (slots, n_kv_heads, head_dim). Query heads j·g .. (j + 1)·g - 1
+        read KV head j, with g = n_heads / n_kv_heads.
         """
         ...
 
 
 class AttentionBackend(Protocol):
-    """Prepares one step; `dtype` is that of q and of the cache."""
+    """Prepares one step; `dtype` is that of q and of the cache.
 
-    def __call__(self, batch: Batch, *, dtype: torch.dtype) -> Attention: ...
+    The token at position q sees positions k with q - window < k <= q, or all k <= q without one.
+    """
+
+    def __call__(self, batch: Batch, *, dtype: torch.dtype, window: int | None) -> Attention: ...
+
+
+def write_kv(batch: Batch, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Keep the new tokens' K and V (N, n_kv_heads, head_dim), as far as the batch says."""
+    for fresh, cache in ((k, k_cache), (v, v_cache)):
+        kept = fresh if batch.write_rows is None else fresh.index_select(0, batch.write_rows)
+        cache.index_copy_(0, batch.slot_mapping, kept)

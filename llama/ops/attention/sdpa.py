@@ -1,8 +1,9 @@
-"""Attention through torch's scaled_dot_product_attention: the default on every device.
+"""Attention through torch's scaled_dot_product_attention: it runs on every device.
 
 A step is cut into parts with one kernel call each: every prompt (or chunk of one) alone, and
-decoding sequences in groups of similar length. Blocks that lie in ascending order are read in
-place, others are gathered.
+decoding sequences in groups of similar length. A prompt that begins here is attended as it comes,
+and so is a chunk that writes over its past, after that past. What the cache holds is read in place
+where it is one run of memory, and gathered elsewhere.
 """
 
 from __future__ import annotations
@@ -14,32 +15,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama.ops.attention.context import MAX_GATHERED_TOKENS, Context, fresh_context
+from llama.ops.attention.parts import PartedAttention
+from llama.ops.attention.slots import (
+    is_padding,
+    overwrites,
+    padded_slots,
+    rows_of,
+    run_of,
+    slots_of,
+    visible,
+)
 from llama.ops.batch import Batch
 
 _CHEAP_TOKENS = 512
 """A gather of so many tokens costs less than another kernel call. On a CPU larger ones leave its
 caches: 8 sequences of 2048 tokens took 72 ms in one gather and 10 ms as eight views."""
-_MAX_TOKENS = 65536
-"""Bounds the memory of one gather on an accelerator, where calls are dear and copies cheap."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One kernel call: query rows of `n_sequences` sequences and the slots of their contexts.
+    """One kernel call: query rows of `n_sequences` sequences over their contexts.
 
-    `rows` (sequences · new tokens each). `slots` (sequences · longest context). `mask` is additive
-    and broadcasts to (sequences, heads, queries, context); None where nothing is hidden or
+    `rows` (sequences · new tokens each), `context` (sequences · longest context). `mask` is
+    additive and broadcasts to (sequences, heads, queries, context); None where nothing is hidden or
     `is_causal`.
     """
 
     rows: slice | Tensor
-    slots: slice | Tensor
+    context: Context
     n_sequences: int
     mask: Tensor | None = None
     is_causal: bool = False
 
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float) -> Tensor:
-        """(rows, heads, head_dim) of q (rows, heads, head_dim)."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float
+    ) -> Tensor:
+        """See `llama.ops.attention.parts.Part`."""
+        q = q[self.rows]
         n_rows, n_heads, head_dim = q.shape
         n_kv_heads = k_cache.shape[1]
         if n_rows == self.n_sequences:
@@ -49,8 +62,8 @@ class _Part:
             q = q.transpose(0, 1).unsqueeze(0)  # (1, heads, rows, head_dim)
         out = F.scaled_dot_product_attention(
             q,
-            self._context(k_cache),
-            self._context(v_cache),
+            self._by_sequence(self.context.read(k, k_cache)),
+            self._by_sequence(self.context.read(v, v_cache)),
             attn_mask=self.mask,
             is_causal=self.is_causal,
             scale=scale,
@@ -60,41 +73,34 @@ class _Part:
             return out.reshape(n_rows, n_heads, head_dim)
         return out.squeeze(0).transpose(0, 1)
 
-    def _context(self, cache: Tensor) -> Tensor:
-        """(sequences, n_kv_heads, context, head_dim), a view where the slots are a slice."""
-        if isinstance(self.slots, slice):
-            context = cache[self.slots]
-        else:
-            context = cache.index_select(0, self.slots)
-        return context.view(self.n_sequences, -1, *cache.shape[1:]).transpose(1, 2)
+    def _by_sequence(self, context: Tensor) -> Tensor:
+        """(sequences, n_kv_heads, context, head_dim), a view."""
+        return context.view(self.n_sequences, -1, *context.shape[1:]).transpose(1, 2)
 
 
-class SdpaAttention:
-    """One step's parts, made once and called by every layer."""
+class SdpaAttention(PartedAttention):
+    """One step's parts: prompts, then groups of decodes."""
 
-    def __init__(self, batch: Batch, *, dtype: torch.dtype) -> None:
+    def __init__(self, batch: Batch, *, dtype: torch.dtype, window: int | None) -> None:
         prompts = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new > 1]
         decodes = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new == 1]
-        max_tokens = most_gathered_tokens(batch.positions.device.type)
-        self._parts = [_prompt_part(batch, index, dtype=dtype) for index in prompts]
-        self._parts += [
-            _decode_part(batch, group, dtype=dtype)
-            for group in group_by_length(decodes, batch.context_lens, max_tokens=max_tokens)
-        ]
-
-    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float) -> Tensor:
-        """See `llama.ops.attention.Attention`."""
-        if len(self._parts) == 1:
-            return self._parts[0].attend(q, k_cache, v_cache, scale=scale)
-        out = q.new_empty(q.shape)
-        for part in self._parts:
-            out[part.rows] = part.attend(q[part.rows], k_cache, v_cache, scale=scale)
-        return out
+        groups = group_by_length(
+            decodes,
+            [len(visible(batch, index, window)) for index in range(batch.n_sequences)],
+            max_tokens=most_gathered_tokens(batch.positions.device.type),
+        )
+        parts = [_prompt_part(batch, index, dtype=dtype, window=window) for index in prompts]
+        parts += [_decode_part(batch, group, dtype=dtype, window=window) for group in groups]
+        super().__init__(
+            batch,
+            before_write=[part for part in parts if part.context.fresh is not None],
+            after_write=[part for part in parts if part.context.fresh is None],
+        )
 
 
 def most_gathered_tokens(device_type: str) -> int:
     """Context tokens of several sequences that one kernel call may copy together."""
-    return _CHEAP_TOKENS if device_type == "cpu" else _MAX_TOKENS
+    return _CHEAP_TOKENS if device_type == "cpu" else MAX_GATHERED_TOKENS
 
 
 def group_by_length(
@@ -124,57 +130,66 @@ def _is_worth_padding(n_sequences: int, *, shortest: int, longest: int, max_toke
     return padded <= _CHEAP_TOKENS or (padded <= max_tokens and longest <= 2 * shortest)
 
 
-def _prompt_part(batch: Batch, index: int, *, dtype: torch.dtype) -> _Part:
-    rows = slice(*batch.cu_seqlens[index : index + 2])
-    slots = _slots(batch, [index])
-    num_new, context_len = batch.num_new_tokens[index], batch.context_lens[index]
-    if num_new == context_len:
-        return _Part(rows, slots, 1, is_causal=True)
-    # is_causal would align the first query with the first key
-    mask = torch.full(
-        (num_new, context_len), -torch.inf, dtype=dtype, device=batch.positions.device
-    )
-    return _Part(rows, slots, 1, mask=mask.triu_(context_len - num_new + 1))
+def _prompt_part(batch: Batch, index: int, *, dtype: torch.dtype, window: int | None) -> _Part:
+    seen = visible(batch, index, window)
+    starts_here = batch.num_new_tokens[index] == seen.stop
+    if starts_here or overwrites(batch, index):
+        context = fresh_context(batch, index, window)
+    else:
+        context = Context(slots_of(batch, index, seen))
+    is_causal = starts_here and (window is None or window >= seen.stop)
+    mask = None if is_causal else _band(batch, index, seen, window=window, dtype=dtype)
+    return _Part(rows_of(batch, [index]), context, 1, mask=mask, is_causal=is_causal)
 
 
-def _decode_part(batch: Batch, group: Sequence[int], *, dtype: torch.dtype) -> _Part:
-    device = batch.positions.device
-    first, last = batch.cu_seqlens[group[0]], batch.cu_seqlens[group[-1]]
-    rows: slice | Tensor = slice(first, last + 1)
-    if last + 1 - first != len(group):
-        rows = torch.tensor([batch.cu_seqlens[index] for index in group], device=device)
-    context_lens = [batch.context_lens[index] for index in group]
-    longest = max(context_lens)
-    mask = None
-    if min(context_lens) < longest:
-        is_padding = _is_padding(context_lens, longest, device=device)
-        mask = torch.zeros(is_padding.shape, dtype=dtype, device=device)
-        mask = mask.masked_fill_(is_padding, -torch.inf)[:, None, None]
-    return _Part(rows, _slots(batch, group), len(group), mask=mask)
+def _band(
+    batch: Batch, index: int, seen: range, *, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """(new tokens, seen) what the new tokens see of `seen`, which ends with them.
+
+    is_causal would align the first query with the first key. One row serves all, shifted by one.
+    """
+    num_new = batch.num_new_tokens[index]
+    ages = torch.arange(len(seen) - 1, -num_new, -1, device=batch.positions.device)
+    hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
+    return _additive(hidden, dtype=dtype).unfold(0, len(seen), 1).flip(0)
 
 
-def _is_padding(context_lens: Sequence[int], longest: int, *, device: torch.device) -> Tensor:
-    """(sequences, longest) whether the position lies behind the sequence's end."""
-    ends = torch.tensor(context_lens, device=device).unsqueeze(1)
-    return torch.arange(longest, device=device) >= ends
-
-
-def _slots(batch: Batch, group: Sequence[int]) -> slice | Tensor:
-    """Cache slots (sequences · longest,) of the group's contexts; a slice where they are a run."""
-    size = batch.block_size
-    context_lens = [batch.context_lens[index] for index in group]
-    longest = max(context_lens)
-    n_blocks = -(-longest // size)
+def _decode_part(
+    batch: Batch, group: Sequence[int], *, dtype: torch.dtype, window: int | None
+) -> _Part:
+    rows, spans = rows_of(batch, group), [visible(batch, index, window) for index in group]
     if len(group) == 1:
-        table = batch.block_tables[group[0]]
-        if table[:n_blocks] == tuple(range(table[0], table[0] + n_blocks)):
-            return slice(table[0] * size, table[0] * size + longest)
-    tables = [batch.block_tables[index][:n_blocks] for index in group]
-    padded = [[*table, *[0] * (n_blocks - len(table))] for table in tables]
-    device = batch.positions.device
-    blocks = torch.tensor(padded, device=device)
-    offsets = torch.arange(size, device=device)
-    slots = (blocks.unsqueeze(-1) * size + offsets).flatten(1)[:, :longest]
-    # a masked slot is still multiplied by zero: it must hold a finite number, so one of its own
-    own = slots[:, :1]
-    return torch.where(_is_padding(context_lens, longest, device=device), own, slots).flatten()
+        slots, mask = _lone_decode(batch, group[0], spans[0], dtype=dtype)
+        return _Part(rows, Context(slots), 1, mask=mask)
+    lengths = [len(span) for span in spans]
+    mask = None
+    if min(lengths) < max(lengths):
+        mask = _additive(is_padding(spans, device=batch.positions.device), dtype=dtype)
+        mask = mask[:, None, None]
+    return _Part(rows, Context(padded_slots(batch, group, spans)), len(group), mask=mask)
+
+
+def _lone_decode(
+    batch: Batch, index: int, seen: range, *, dtype: torch.dtype
+) -> tuple[slice | Tensor, Tensor | None]:
+    """The slots that one decode reads, and the mask of those that it does not see.
+
+    A full ring that is one run is read as it lies, since keys carry their positions, unless it is
+    so much more than what is seen that a copy of that costs less.
+    """
+    ring_size = batch.ring_blocks * batch.block_size
+    ring = None
+    if run_of(batch, index, seen) is None and ring_size <= min(seen.stop, 2 * len(seen)):
+        ring = run_of(batch, index, range(ring_size))
+    if ring is None:
+        return slots_of(batch, index, seen), None
+    if len(seen) == ring_size:
+        return ring, None
+    ages = (seen.stop - 1 - torch.arange(ring_size, device=batch.positions.device)) % ring_size
+    return ring, _additive(ages >= len(seen), dtype=dtype)[None, None, None]
+
+
+def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, -torch.inf)
