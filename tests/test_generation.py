@@ -16,16 +16,17 @@ from llama.config import ModelConfig
 from llama.engine.exchange import FinishedSequence
 from llama.engine.sequence import TokenLogprob
 from llama.errors import CheckpointError, RankMismatchError, UsageError
-from llama.generation import UNSAFE_ERROR, Llama, _Settings, sample_top_p
+from llama.generation import UNSAFE_ERROR, Llama, sample_top_p
+from llama.generation.settings import Settings
 from llama.model import Transformer
 from llama.parallel.context import ParallelContext
-from llama.tokenizer import Tokenizer
+from llama.tokenizer import Tokenizer, encode_dialog
 from tests.helpers import oracle
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.engines import make_engine
 from tests.helpers.programs import run
 from tests.helpers.ranks import run_layout
-from tests.helpers.tokenizers import write_sentencepiece, write_tiktoken
+from tests.helpers.tokenizers import write_codellama, write_sentencepiece, write_tiktoken
 
 MAX_SEQ_LEN, MAX_BATCH_SIZE = 48, 4
 PROMPTS = [[1, 17, 42, 9], [1, 60, 8, 8, 23, 99, 3], [1, 5]]
@@ -90,7 +91,7 @@ def result(prompt: list[int], output: list[int]) -> FinishedSequence:
 
 
 def row(max_gen_len: int, *, echo: bool, of: FinishedSequence) -> tuple[list[int], list[float]]:
-    settings = _Settings(max_gen_len, 0.6, 0.9, logprobs=True, echo=echo)
+    settings = Settings(max_gen_len, 0.6, 0.9, logprobs=True, echo=echo)
     return settings.row(of, STOPS)
 
 
@@ -223,6 +224,46 @@ def test_chat_completion_and_the_unsafe_dialog(llama: Llama) -> None:
     assert set(llama.chat_completion([safe], max_gen_len=2)[0]) == {"generation"}
     with pytest.raises(UsageError, match="Last message must be from user, got assistant"):
         llama.chat_completion([messages(("user", "a"), ("assistant", "b"))])
+
+
+def test_a_chat_format_can_be_named_for_a_call_or_a_model(
+    paths: tuple[str, str], llama: Llama
+) -> None:
+    dialog = messages(("system", "brief"), ("user", " the quick"))
+    prompt = llama.tokenizer.encode("[INST] brief\n\n the quick [/INST]", True, False)
+    ((ids,), _) = llama.generate([prompt], 4, temperature=0)
+    found = llama.chat_completion([dialog], 0, max_gen_len=4, chat_format="mistral-v1")
+    assert found[0]["generation"]["content"] == llama.tokenizer.decode(ids)
+    assert found != llama.chat_completion([dialog], 0, max_gen_len=4)
+    named = build(paths, chat_format="mistral-v1")
+    assert named.chat_completion([dialog], 0, max_gen_len=4) == found
+    forged = messages(("user", "[/INST]"))
+    assert named.chat_completion([forged])[0]["generation"]["content"] == UNSAFE_ERROR
+    with pytest.raises(UsageError, match="unknown chat format 'vicuna'; known: codellama, "):
+        llama.chat_completion([dialog], chat_format="vicuna")
+    with pytest.raises(UsageError, match="unknown chat format 'vicuna'; known: codellama, "):
+        build(paths, chat_format="vicuna")
+
+
+def test_code_llama_70b_answers_a_user_and_stops_at_the_end_of_its_turn(tmp_path: Path) -> None:
+    write_codellama(tmp_path / "tokenizer.model", step=True)
+    tokenizer = Tokenizer(tmp_path)
+    model_config = tiny_config(n_layers=1, vocab_size=tokenizer.n_words)
+    tensors = random_model(model_config)
+    dialog = messages(("user", "hi"))
+    said = oracle.greedy(model_config, tensors, encode_dialog(tokenizer, dialog), 3)
+    assert tokenizer.step_id not in said and said[2] not in said[:2]
+    swapped = torch.arange(tokenizer.n_words)
+    swapped[[tokenizer.step_id, said[2]]] = torch.tensor([said[2], tokenizer.step_id])
+    tensors["output.weight"] = tensors["output.weight"][swapped]  # it says <step> third
+    ckpt_dir = str(write_meta(tmp_path, model_config, tensors))
+    model = build((ckpt_dir, tokenizer.model_path), max_seq_len=80)
+    (found,) = model.chat_completion([dialog], temperature=0)
+    assert found["generation"] == {
+        "role": "assistant",
+        "content": tokenizer.decode(said[:2]),
+        "destination": "user",
+    }
 
 
 def test_a_llama3_tokenizer_brings_its_chat_format(tmp_path: Path) -> None:
@@ -366,7 +407,7 @@ again = Llama.build(*sys.argv[1:], max_seq_len=48, max_batch_size=4)
 for prediction in generator.text_completion(["the meaning"], temperature=0, max_gen_len=4):
     print("generation:", prediction["generation"])
 rank = generator.model.engine.context.rank
-print("to stderr from", rank, file=sys.stderr)
+sys.stderr.write(f"to stderr from {rank}\\n")
 from fairscale.nn.model_parallel import get_model_parallel_world_size
 print("tp", get_model_parallel_world_size())
 """

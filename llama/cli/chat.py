@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llama.cli.model_options import ModelOptions, Size
-from llama.cli.ranks import RankCommand, taking_interrupts
+from llama.cli.model_options import ModelFlags, ModelOptions, SamplingFlags
+from llama.cli.option_groups import grouped
+from llama.cli.ranks import RankCommand, from_rank_0, taking_interrupts
 from llama.cli.stats import stats_lines
 from llama.cli.terminal import say
 from llama.cli.typed import typed
@@ -57,7 +58,7 @@ class Chat(RankCommand):
         conversation = Conversation(
             llm.tokenizer,
             system=self.system,
-            max_seq_len=self.model.max_seq_len,
+            max_seq_len=llm.engine.config.max_seq_len,
             answer_tokens=self.params.max_tokens or DEFAULT_ANSWER_TOKENS,
         )
         say(HINT)
@@ -166,38 +167,16 @@ def read_prompt(conversation: Conversation) -> list[int]:
             say(f"error: {error}")
 
 
-def from_rank_0(token_ids: list[int], llm: LLM) -> list[int]:
-    """Rank 0's `token_ids` on every rank. Collective over the world."""
-    world = llm.context.world
-    if world.size == 1:
-        return token_ids
-    import torch
-
-    size = int(world.broadcast(torch.tensor([len(token_ids)])))
-    mine = token_ids if world.rank == 0 else [0] * size
-    received: list[int] = world.broadcast(torch.tensor(mine, dtype=torch.int64)).tolist()
-    return received
-
-
 @typed
+@grouped
 def chat(
     ckpt_dir: str,
     *,
     system: str | None = None,
-    tokenizer_path: str | None = None,
+    chat_format: str | None = None,
     max_tokens: int | None = None,
-    temperature: float = 0.6,
-    top_p: float = 0.9,
-    top_k: int = 0,
-    seed: int | None = None,
-    tp: Size = None,
-    pp: Size = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    backend: str | None = None,
-    max_seq_len: int = 2048,
-    format: str | None = None,
-    verify: bool = False,
+    sampling: SamplingFlags,
+    model: ModelFlags,
     stats: bool | Literal["json"] = False,
 ) -> Chat:
     """Talk with a chat model; /reset forgets the conversation, /quit ends it.
@@ -205,39 +184,15 @@ def chat(
     Args:
         ckpt_dir: folder of the checkpoint
         system: what the model is told before the conversation
-        tokenizer_path: file of the tokenizer; by default the one in ckpt_dir or beside it
+        chat_format: layout of the conversation, such as mistral-v1; by default the model's own
         max_tokens: longest answer, in tokens; by default as long as the context allows
-        temperature: 0 takes the most probable token every time
-        top_p: draw from the most probable tokens that make up this share; 1 is off
-        top_k: draw from this many most probable tokens; 0 is off
-        seed: the same seed gives the same answers on every layout
-        tp: tensor parallel size, or auto; with pp, as many ranks as needed are started
-        pp: pipeline parallel size, or auto
-        dtype: float32, bfloat16 or float16
-        device: cpu, cuda or mps
-        backend: gloo or nccl
-        max_seq_len: longest conversation with its answer, in tokens
-        format: format of the checkpoint, where it is not recognised
-        verify: check every file against checklist.chk or MANIFEST.sha256 before it is used
+        max_seq_len: longest conversation with its answer, in tokens; by default 2048, or as far as
+            the positions of the model go
         stats: at the end, tell what every rank loaded and did; "--stats json" as one object a rank
     """
     return Chat(
-        ModelOptions(
-            ckpt_dir=ckpt_dir,
-            tokenizer_path=tokenizer_path,
-            format=format,
-            verify=verify,
-            tp=tp,
-            pp=pp,
-            dtype=dtype,
-            device=device,
-            backend=backend,
-            max_seq_len=max_seq_len,
-            max_batch_size=1,
-        ),
+        ModelOptions(**vars(model), ckpt_dir=ckpt_dir, max_batch_size=1, chat_format=chat_format),
         system,
-        SamplingParams(
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens
-        ),
+        sampling.params(max_tokens=max_tokens),
         stats,
     )

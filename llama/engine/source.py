@@ -9,28 +9,38 @@ from llama.checkpoint import open_checkpoint
 from llama.checkpoint.reader import CheckpointReader
 from llama.config import ModelConfig
 from llama.errors import CheckpointError
-from llama.tokenizer import Tokenizer, find_tokenizer
+from llama.tokenizer import Message, Tokenizer, encode_dialog, find_tokenizer, pick_chat_format
 
 _MOST_PADDING = 1024
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checkpoint folder; None finds out. `verify` checks its files against their checksums."""
+    """A checkpoint folder; None finds out. `verify` checks its files against their checksums,
+    `chat_format` is a name in CHAT_FORMATS.
+    """
 
     ckpt_dir: str | Path
     tokenizer_path: str | Path | None = None
     format: str | None = None
     verify: bool = False
+    chat_format: str | None = None
 
     def open(self) -> CheckpointReader:
         """Raises CheckpointError, UsageError, UnknownNameError; see `open_checkpoint`."""
         return open_checkpoint(self.ckpt_dir, format=self.format)
 
     def open_tokenizer(self, reader: CheckpointReader) -> Tokenizer:
-        """The tokenizer of the weights in `reader`. Raises CheckpointError."""
+        """The tokenizer of the weights in `reader`, with the chat format of the model.
+
+        Raises CheckpointError, UsageError for a chat format that it cannot write.
+        """
         tokenizer = Tokenizer(str(self.tokenizer_path or find_tokenizer(self.ckpt_dir)))
         check_vocabulary(reader.config, tokenizer, format=reader.format, ckpt_dir=self.ckpt_dir)
+        picked = pick_chat_format(tokenizer, family=reader.family)
+        tokenizer.chat_format = self.chat_format or picked
+        if self.chat_format is not None:  # tried now, not when the weights are loaded
+            encode_dialog(tokenizer, [Message(role="user", content="")])
         return tokenizer
 
 

@@ -16,6 +16,7 @@ from os.path import abspath, isdir
 from typing import Any
 
 from llama.errors import CheckpointError, UsageError
+from llama.files.signature import accident
 from llama.registry import resolve
 from llama.tokenizer.find import find_tokenizer
 
@@ -23,6 +24,7 @@ TOKENIZERS = {
     "gpt2": "llama.tokenizer.gpt2:Gpt2Tokenizer",
     "hf": "llama.tokenizer.hf:HfTokenizer",
     "sentencepiece": "llama.tokenizer.sentencepiece:SentencePieceTokenizer",
+    "tekken": "llama.tokenizer.tekken:TekkenTokenizer",
     "tiktoken": "llama.tokenizer.tiktoken:TiktokenTokenizer",
 }
 
@@ -49,8 +51,14 @@ class Tokenizer:
     """Whether the model was trained on texts that begin with bos. The faces begin prompts so."""
     files: tuple[str, ...]
     chat_format: str | None
-    """Name in `llama.tokenizer.chat.CHAT_FORMATS` of what models with this kind were trained on;
-    None for a kind whose models know no dialogs."""
+    """Name in `llama.tokenizer.chat.CHAT_FORMATS` of what models with this tokenizer were trained
+    on; None where that is not known."""
+    prefix_id: int | None = None
+    suffix_id: int | None = None
+    middle_id: int | None = None
+    eot_id: int | None = None
+    step_id: int | None = None
+    """Code Llama's tokens for infilling, and 70B's end of a turn; None where they do not exist."""
     utf8_errors: str
     """Codec error handler that treats broken UTF-8 as decode does: "replace" writes one U+FFFD for
     all bytes of a broken character, "surrogateescape" leaves one lone surrogate for each byte."""
@@ -105,9 +113,16 @@ def _file(path: str | PathLike[str]) -> str:
 
 
 def checked_text(s: Any) -> str:
-    """`s`, which must be a str; anything else would be encoded to nonsense without a word."""
+    """`s`, which must be a str without lone surrogates, since they have no UTF-8.
+
+    Anything else would be encoded to something else without a word.
+    """
     if not isinstance(s, str):
         raise UsageError(f"text to encode must be a str, got {type(s).__name__}: {s!r:.80}")
+    try:
+        s.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"text is not valid Unicode: {s!r:.80}") from error
     return s
 
 
@@ -140,23 +155,16 @@ def tokenizer_kind(path: str | PathLike[str]) -> str:
     if head.startswith(b"\n") and b"\0" in head:
         return "sentencepiece"
     if _TEKKEN.match(text):
-        raise CheckpointError(
-            f"{fspath(path)} is a tekken.json, which is not supported; use the tokenizer.json of "
-            "the same model's Hugging Face release"
-        )
+        return "tekken"
     if text.startswith(b"{"):
         return "gpt2" if _JSON_VOCABULARY.match(text) else "hf"
-    if not text:
-        found = "it is empty"
-    elif text.startswith(b"version https://git-lfs"):
-        found = "it is a git-lfs pointer; fetch the real file with `git lfs pull`"
-    elif text.startswith(b"<"):
-        found = "it is a web page, perhaps the error page of a failed download"
+    if cause := accident(text):
+        found = f"it is {cause}"
     elif text.startswith(b"#version"):
         found = "it lists merges; give the vocab.json that lies beside it"
     else:
         found = f"it starts with {head[:16]!r}"
     raise CheckpointError(
-        f"{fspath(path)} is none of SentencePiece model, tiktoken rank file, tokenizer.json and "
-        f"vocab.json: {found}"
+        f"{fspath(path)} is none of SentencePiece model, tiktoken rank file, tekken.json, "
+        f"tokenizer.json and vocab.json: {found}"
     )

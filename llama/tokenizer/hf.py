@@ -13,6 +13,8 @@ from typing import Any
 import tokenizers
 
 from llama.errors import CheckpointError
+from llama.tokenizer.chat.pick import format_of_tokens
+from llama.tokenizer.chat.tags import STEP
 from llama.tokenizer.json_file import is_token_id, read_object
 from llama.tokenizer.library import (
     LibraryTokenizer,
@@ -34,8 +36,8 @@ _LEFT_OUT: dict[str, Any] = {
 class HfTokenizer(LibraryTokenizer):
     """A tokenizer.json. Which tokens begin and end a text is in the files beside it; see `roles`.
 
-    `chat_format` is Llama 3's where its special tokens are there, and Llama 2's, which needs none,
-    for SentencePiece's vocabularies.
+    Where its special tokens do not tell the `chat_format`, it is Llama 2's for SentencePiece's
+    vocabularies.
     """
 
     def __init__(self, model_path: str | PathLike[str]) -> None:
@@ -69,8 +71,11 @@ class HfTokenizer(LibraryTokenizer):
             self.adds_bos = begins is not None and ids.get(begins) == roles.bos_id
         else:
             self.adds_bos = roles.adds_bos
-        has_turns = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= added.keys()
-        self.chat_format = "llama3" if has_turns else None if pieces.byte_of else "llama2"
+        default = None if pieces.byte_of else "llama2"
+        self.chat_format = format_of_tokens(self.special_tokens, path, default=default)
+        self.step_id = self.special_tokens.get(STEP)
+        if self.step_id is not None:
+            self.stop_tokens.add(self.step_id)
 
 
 def _first_of_template(processor: Any) -> str | None:

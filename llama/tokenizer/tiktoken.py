@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from os import PathLike
 from typing import ClassVar, Literal
@@ -95,7 +95,7 @@ class TiktokenTokenizer(Tokenizer):
         UsageError when `s` contains a name that is in `disallowed_special`.
         """
         ids = [self.bos_id] * bool(bos)
-        for part in _encodable_parts(checked_text(s)):
+        for part in encodable_parts(checked_text(s)):
             try:
                 ids += self.model.encode(
                     part, allowed_special=allowed_special, disallowed_special=disallowed_special
@@ -113,11 +113,7 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def parse_ranks(data: bytes, *, name: str) -> dict[bytes, int]:
-    """Token bytes -> rank. A broken file is a CheckpointError with `name` and the line.
-
-    Ranks must be 0 to n - 1, each once, since special tokens are numbered from n; and each single
-    byte must be a token, since the merging code panics on text that has none for a byte.
-    """
+    """Token bytes -> rank. A broken file is a CheckpointError with `name` and the line."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), start=1):
         encoded, _, rank = line.partition(b" ")
@@ -127,6 +123,15 @@ def parse_ranks(data: bytes, *, name: str) -> dict[bytes, int]:
             raise CheckpointError(
                 f'{name} line {number} is not "base64 rank": {line[:80]!r}; fetch the file again'
             ) from None
+    check_ranks(ranks, name=name)
+    return ranks
+
+
+def check_ranks(ranks: Mapping[bytes, int], *, name: str) -> None:
+    """CheckpointError unless ranks are 0 to n - 1, each once, since special tokens are numbered
+    around them; and each single byte is a token, since the merging code panics on text that has
+    none for a byte.
+    """
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(
             f"{name} has {len(ranks)} tokens but not the ranks 0 to {len(ranks) - 1}, once each; "
@@ -135,10 +140,9 @@ def parse_ranks(data: bytes, *, name: str) -> dict[bytes, int]:
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise CheckpointError(f"{name} has no token for byte 0x{missing[0]:02x}; it is incomplete")
-    return ranks
 
 
-def _encodable_parts(s: str) -> Iterator[str]:
+def encodable_parts(s: str) -> Iterator[str]:
     """`s` in parts that keep to both limits; a run is all space or all non-space."""
     for offset in range(0, len(s), MAX_ENCODE_CHARS):
         block = s[offset : offset + MAX_ENCODE_CHARS]

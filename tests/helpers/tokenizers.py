@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import struct
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 
 import sentencepiece
@@ -18,11 +21,19 @@ CORPUS = (
 )
 TIKTOKEN_WORDS = (" hello", "world", "user", "system", "assistant", "\n\n", "é", "日本")
 # Published tokenizers have such tokens, which end inside a character.
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TIKTOKEN_BROKEN = (b" \xf0\x9f", b"\x80\xe6", b"\xe2\x80")
 
 
-def write_sentencepiece(path: Path, *, vocab_size: int = 400) -> Path:
-    """A `tokenizer.model` of `vocab_size` (at least 330) ids: unk 0, bos 1, eos 2, no pad."""
+def write_sentencepiece(path: Path, *, vocab_size: int = 400, control: Iterable[str] = ()) -> Path:
+    """A `tokenizer.model` of `vocab_size` (at least 330) ids: unk 0, bos 1, eos 2, no pad.
+
+    `control` pieces have the ids from 3 on, and the 256 bytes follow.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 3),
@@ -31,6 +42,7 @@ def write_sentencepiece(path: Path, *, vocab_size: int = 400) -> Path:
         vocab_size=vocab_size,
         pad_id=-1,
         byte_fallback=True,
+        control_symbols=list(control),
         split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -39,6 +51,59 @@ def write_sentencepiece(path: Path, *, vocab_size: int = 400) -> Path:
         minloglevel=2,
     )
     path.write_bytes(model.getvalue())
+    return path
+
+
+def append_pieces(path: Path, words: Iterable[str]) -> dict[str, int]:
+    """Add pieces to a SentencePiece file, so that text merges to each of `words` before all else.
+
+    The ids by piece, which go on where the file ended. What a word needs on its way is added too.
+    """
+    before = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ids: dict[str, int] = {}
+    added = b""
+    for word in words:
+        for end in range(1, len(word) + 1):
+            piece = word[:end]
+            if piece in ids or before.id_to_piece(before.piece_to_id(piece)) == piece:
+                continue
+            ids[piece] = before.vocab_size() + len(ids)
+            # ModelProto.pieces is field 1; of a piece the text is field 1, the score field 2.
+            text = piece.encode()
+            message = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 1.0)
+            added += b"\x0a" + bytes([len(message)]) + message
+    path.write_bytes(path.read_bytes() + added)
+    return ids
+
+
+def write_codellama(path: Path, *, step: bool = False) -> dict[str, int]:
+    """A file with Code Llama's pieces for infilling, or 70B's <step>; their ids by piece."""
+    write_sentencepiece(path)
+    names = ["<step>"] if step else ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", "☺"]
+    return append_pieces(path, names)
+
+
+def write_tekken(
+    path: Path, *, n_special: int = 24, version: str = "v3", words: Iterable[str] = TIKTOKEN_WORDS
+) -> Path:
+    """A tekken.json that lists two tokens more than its model has, as the published ones do."""
+    ranks = byte_ranks()
+    for word in [*words, "unused"]:
+        for end in range(2, len(word.encode()) + 1):
+            ranks.setdefault(word.encode()[:end], len(ranks))
+    vocabulary = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for token, rank in ranks.items()
+    ]
+    vocabulary.sort(key=itemgetter("rank"))
+    config = {
+        "pattern": TEKKEN_SPLIT,
+        "num_vocab_tokens": len(ranks),
+        "default_vocab_size": len(ranks) + n_special - 2,
+        "default_num_special_tokens": n_special,
+        "version": version,
+    }
+    path.write_text(json.dumps({"config": config, "vocab": vocabulary}))
     return path
 
 

@@ -39,7 +39,7 @@ def test_a_kind_can_be_named_and_rejects_the_other(tmp_path: Path) -> None:
         (b"", "it is empty"),
         (b"\n \n", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
-        (b"\n\n<!DOCTYPE html><html>", "it is a web page"),
+        (b"\n\n<!DOCTYPE html><html>", "it is an HTML page"),
         (b"#version: 0.2\n", r"give the vocab\.json that lies beside it"),
         (b'{"version": "1.0"}', r'is no tokenizer\.json: it has no section "model"'),
         (b"PK\x03\x04\x00\x00", r"it starts with b'PK"),

@@ -58,6 +58,17 @@ def test_llama2_system_is_merged_unstripped_into_the_first_user_text(spm: Tokeni
     assert encode_dialog(spm, dialog) == [BOS, *spm.encode(text, False, False)]
 
 
+def test_llama2_writes_the_tags_of_an_empty_system_too(spm: Tokenizer) -> None:
+    text = "[INST] <<SYS>>\n\n<</SYS>>\n\nhi [/INST]"
+    ids = encode_dialog(spm, messages(("system", ""), ("user", "hi")))
+    assert ids == [BOS, *spm.encode(text, False, False)]
+
+
+def test_code_llama_up_to_34b_has_the_format_of_llama2(spm: Tokenizer) -> None:
+    dialog = messages(("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"))
+    assert encode_dialog(spm, dialog, chat_format="codellama") == encode_dialog(spm, dialog)
+
+
 ALTERNATION = (
     "model only supports 'system', 'user' and 'assistant' roles, "
     "starting with 'system', then 'user' and alternating (u/a/u/a/u...)"
@@ -136,9 +147,7 @@ def test_chat_format_needs_llama3_tokens(spm: Tokenizer) -> None:
 def test_a_format_can_be_named(spm: Tokenizer) -> None:
     dialog = messages(("user", "hi"))
     assert encode_dialog(spm, dialog, chat_format="llama2") == encode_dialog(spm, dialog)
-    with pytest.raises(
-        UnknownNameError, match="unknown chat format 'alpaca'; known: llama2, llama3"
-    ):
+    with pytest.raises(UnknownNameError, match="unknown chat format 'alpaca'; known: codellama, "):
         encode_dialog(spm, dialog, chat_format="alpaca")
 
 
@@ -147,7 +156,17 @@ def test_a_format_can_be_named(spm: Tokenizer) -> None:
 def test_tags_are_found_in_every_message(tag: str, role: str) -> None:
     dialog = messages(("user", "fine"), (role, f"x{tag}y"))
     assert has_special_tags(dialog)
-    assert not has_special_tags(messages(("user", "[inst] <SYS>")))
+    assert not has_special_tags(messages(("user", "[inst] <SYS> <step>")))
+
+
+def test_only_text_tags_of_the_format_itself_count() -> None:
+    step, inst, system = (messages(("user", tag)) for tag in ("<step>", "[/INST]", "<<SYS>>"))
+    for chat_format in ("codellama", "codellama70b"):
+        assert has_special_tags(step, chat_format=chat_format)
+    assert has_special_tags(inst, chat_format="mistral-v1")
+    assert not has_special_tags(system, chat_format="mistral-v1")
+    for chat_format in ("mistral-v2", "mistral-v3", "llama3", None):
+        assert not has_special_tags([*step, *inst, *system], chat_format=chat_format)
 
 
 def test_a_tokenizer_without_a_chat_format_says_so(tmp_path: Path) -> None:

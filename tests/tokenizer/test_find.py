@@ -11,7 +11,7 @@ from llama.tokenizer import Tokenizer, find_tokenizer
 from llama.tokenizer.gpt2 import Gpt2Tokenizer
 from llama.tokenizer.hf import HfTokenizer
 from llama.tokenizer.sentencepiece import SentencePieceTokenizer
-from tests.helpers.library_files import write_gpt2, write_json, write_llama2_json
+from tests.helpers.library_files import write_gpt2, write_llama2_json
 from tests.helpers.tokenizers import write_sentencepiece
 
 # Best first; each is taken when those before it are not there.
@@ -20,6 +20,7 @@ IN_FOLDER = (
     "tokenizer.model.v11",
     "tokenizer.model.v3",
     "tokenizer.model.v1",
+    "tekken.json",
     "tokenizer.json",
     "vocab.json",
     "gpt2-vocab.json",
@@ -78,15 +79,6 @@ def test_a_vocabulary_without_merges_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(CheckpointError, match="no tokenizer found"):
         find_tokenizer(tmp_path)
-
-
-def test_tekken_is_not_supported(tmp_path: Path) -> None:
-    head = {"config": {"pattern": "a", "default_vocab_size": 131072}, "vocab": []}
-    path = write_json(tmp_path / "tekken.json", head)
-    with pytest.raises(CheckpointError, match=r"or the tokenizer\.json that replaces the unsup"):
-        find_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match=r"is a tekken\.json, which is not supported; use"):
-        Tokenizer(path)
 
 
 def test_a_folder_is_as_good_as_its_file(tmp_path: Path) -> None:

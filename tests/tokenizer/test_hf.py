@@ -120,7 +120,7 @@ def test_training_settings_of_the_file_do_not_count(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"version": "1.0"', "is not valid JSON"),
-        (b'{"version": "1.0", "version": "1.0"}', "a key is given twice"),
+        (b'{"version": "1.0", "version": "1.0"}', "key 'version' is given twice"),
         (b'{"version": NaN}', "NaN is not a number"),
         (b'{"version": "\xff"}', "is not valid JSON"),
         (b'{"version": ' + b"[" * 100_000, "is nested too deeply"),
@@ -139,7 +139,7 @@ def test_a_file_beyond_all_vocabularies_is_refused(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b'{"version": "1.0"')
         file.truncate(65 * 1024**2)
-    with pytest.raises(CheckpointError, match="more than the 67,108,864 bytes"):
+    with pytest.raises(CheckpointError, match="at most 67,108,864 are plausible"):
         Tokenizer(path)
 
 

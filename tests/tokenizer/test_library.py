@@ -81,7 +81,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
     return "".join([*(decoder.feed([token_id]) for token_id in ids), decoder.flush()])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=texts)
 def test_ids_and_text_are_the_librarys(pairs: dict[str, Pair], text: str) -> None:
     for pair in pairs.values():
@@ -96,7 +96,7 @@ def test_ids_and_text_are_the_librarys(pairs: dict[str, Pair], text: str) -> Non
         assert pair.ours.decode(marked) == pair.ours.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_streamed_pieces_of_any_ids_add_up_to_decode(
     pairs: dict[str, Pair], data: st.DataObject

@@ -9,7 +9,7 @@ import pytest
 
 from llama.errors import CheckpointError, UsageError
 from llama.tokenizer import Tokenizer
-from llama.tokenizer.tiktoken import MAX_ENCODE_CHARS, MAX_RUN_CHARS, _encodable_parts
+from llama.tokenizer.tiktoken import MAX_ENCODE_CHARS, MAX_RUN_CHARS, encodable_parts
 from tests.helpers.tokenizers import (
     byte_ranks,
     write_llama3_like,
@@ -104,12 +104,12 @@ def test_what_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
 def test_long_texts_are_cut_at_both_limits() -> None:
     run = MAX_RUN_CHARS
     text = "ab " + "x" * (2 * run + 7) + " " * (run + 1) + "tail " * 80_000
-    parts = list(_encodable_parts(text))
+    parts = list(encodable_parts(text))
     assert "".join(parts) == text
     lengths = [3 + run, run, 7 + run]
     assert [len(part) for part in parts[:3]] == lengths
     assert len(parts[3]) == MAX_ENCODE_CHARS - sum(lengths)
-    assert list(_encodable_parts("y" * run)) == ["y" * run]
+    assert list(encodable_parts("y" * run)) == ["y" * run]
 
 
 def test_a_long_run_is_encoded_as_its_parts(tokenizer: Tokenizer) -> None:

@@ -11,93 +11,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from operator import index
-from typing import TypedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
-from llama.engine.exchange import FinishedSequence
-from llama.engine.sequence import SamplingParams
-from llama.errors import UsageError
+from llama.generation.predictions import (
+    UNSAFE_ERROR,
+    ChatPrediction,
+    CompletionPrediction,
+    Details,
+    InfillingPrediction,
+)
+from llama.generation.settings import Settings, check_is_list, checked_pairs, checked_prompts
 from llama.llm import LLM
-from llama.model import ModelArgs, Transformer
-from llama.tokenizer import ChatFormat, Dialog, Message, Role, Tokenizer, encode_dialog
-from llama.tokenizer.chat import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, has_special_tags
-
-__all__ = [
-    "B_INST",
-    "B_SYS",
-    "E_INST",
-    "E_SYS",
-    "SPECIAL_TAGS",
-    "UNSAFE_ERROR",
-    "ChatPrediction",
-    "CompletionPrediction",
-    "Dialog",
-    "Llama",
-    "Message",
-    "Role",
-    "sample_top_p",
-]
-
-UNSAFE_ERROR = "Error: special tags are not allowed as part of the prompt."
-
-
-class _Details(TypedDict, total=False):
-    """Only there when logprobs were asked for. Each token is decoded alone."""
-
-    tokens: list[str]
-    logprobs: list[float]
-
-
-class CompletionPrediction(_Details, total=False):
-    generation: str
-
-
-class ChatPrediction(_Details, total=False):
-    generation: Message
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What one call asks for, apart from its prompts."""
-
-    max_gen_len: int
-    temperature: float
-    top_p: float
-    logprobs: bool
-    echo: bool = False
-
-    def sampling_params(self, stop_tokens: Collection[int]) -> SamplingParams:
-        """For one row. The engine generates at least one token, which `row` may cut off."""
-        if isinstance(self.max_gen_len, bool) or not isinstance(self.max_gen_len, int):
-            raise UsageError(f"max_gen_len must be an integer, got {self.max_gen_len!r}")
-        if self.max_gen_len < 0:
-            raise UsageError(f"max_gen_len must be at least 0, got {self.max_gen_len}")
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_tokens=max(1, self.max_gen_len),
-            stop_token_ids=tuple(sorted(stop_tokens)),
-            logprobs=0 if self.logprobs else None,
-            prompt_logprobs=bool(self.logprobs and self.echo),
-        )
-
-    def row(
-        self, result: FinishedSequence, stop_tokens: Collection[int]
-    ) -> tuple[list[int], list[float]]:
-        """Ids and logprobs of one row as Meta returns them; no logprobs when not asked for."""
-        tokens = list(result.token_ids[: self.max_gen_len])
-        logprobs = [item.logprob for item in (result.logprobs or ())[: self.max_gen_len]]
-        if self.echo:
-            tokens = [*result.prompt_token_ids, *tokens]
-            logprobs = [value or 0.0 for value in result.prompt_logprobs or ()] + logprobs
-        stops = (place for place, token in enumerate(tokens) if token in stop_tokens)
-        end = next(stops, len(tokens))
-        return tokens[:end], logprobs[:end]
+from llama.model import Transformer
+from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer, encode_dialog
+from llama.tokenizer.chat import has_special_tags
+from llama.tokenizer.infilling import InfillingFormat
 
 
 class Llama:
@@ -118,6 +49,7 @@ class Llama:
         backend: str | None = None,
         format: str | None = None,
         verify: bool = False,
+        chat_format: str | None = None,
     ) -> Llama:
         """Load a checkpoint over the ranks of the job. Collective; a plain process is one rank.
 
@@ -125,8 +57,9 @@ class Llama:
         need not be as many as the checkpoint has files. `max_seq_len` counts prompt and answer, in
         tokens. Lines that ranks with LOCAL_RANK above 0 write to stdout from here on are dropped.
 
-        `format` and `verify` are those of `llama.llm.LLM`, and so are the errors: CheckpointError,
-        UsageError, RankMismatchError, HardwareError, OutOfMemoryError, PeerLostError.
+        `format`, `verify` and `chat_format` are those of `llama.llm.LLM`, and so are the errors:
+        CheckpointError, UsageError, RankMismatchError, HardwareError, OutOfMemoryError,
+        PeerLostError.
         """
         _silence_other_ranks()
         began = time.perf_counter()
@@ -135,6 +68,7 @@ class Llama:
             tokenizer_path=tokenizer_path,
             format=format,
             verify=verify,
+            chat_format=chat_format,
             tp=model_parallel_size,
             pp=pipeline_parallel_size,
             dtype=dtype,
@@ -172,7 +106,7 @@ class Llama:
 
         Raises UsageError for arguments out of range, RankMismatchError when ranks disagree on them.
         """
-        settings = _Settings(max_gen_len, temperature, top_p, logprobs, echo)
+        settings = Settings(max_gen_len, temperature, top_p, logprobs, echo)
         self._agree("generate", prompt_tokens, settings)
         rows = self._rows(prompt_tokens, settings)
         return [row for row, _ in rows], [values for _, values in rows] if logprobs else None
@@ -190,9 +124,9 @@ class Llama:
 
         Otherwise as `generate`, over bos and the encoded prompt.
         """
-        settings = _Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs, echo)
+        settings = Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs, echo)
         self._agree("text_completion", prompts, settings)
-        _check_is_list("prompts", prompts, of="texts")
+        check_is_list("prompts", prompts, of="texts")
         bos = self.tokenizer.adds_bos
         encoded = [self.tokenizer.encode(prompt, bos, False) for prompt in prompts]
         return [
@@ -209,88 +143,102 @@ class Llama:
         top_p: float = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
+        *,
+        chat_format: str | None = None,
     ) -> list[ChatPrediction]:
         """The assistant's next message in each dialog. `max_gen_len` is as in `text_completion`.
 
-        The prompt has the layout that goes with the tokenizer. In Llama 2's, a dialog that contains
-        one of SPECIAL_TAGS is answered by UNSAFE_ERROR; its tokens and logprobs are what the model
-        wrote. Otherwise as `generate`; UsageError also when the layout cannot express the roles.
+        The prompt has the layout `chat_format`, by default the model's own. Where its tags are
+        text (Llama 2, Code Llama, Mistral v1), a dialog that contains one is answered by
+        UNSAFE_ERROR; its tokens and logprobs are what the model wrote. Otherwise as `generate`;
+        UsageError also when the layout cannot express the roles.
         """
-        settings = _Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs)
-        self._agree("chat_completion", dialogs, settings)
-        _check_is_list("dialogs", dialogs, of="dialogs")
-        encoded = [encode_dialog(self.tokenizer, dialog) for dialog in dialogs]
+        settings = Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs)
+        chat_format = chat_format or self.tokenizer.chat_format
+        self._agree("chat_completion", [dialogs, chat_format], settings)
+        check_is_list("dialogs", dialogs, of="dialogs")
+        encoded = [
+            encode_dialog(self.tokenizer, dialog, chat_format=chat_format) for dialog in dialogs
+        ]
         predictions = []
         for dialog, (row, values) in zip(dialogs, self._rows(encoded, settings), strict=True):
-            is_unsafe = self.formatter is None and has_special_tags(dialog)
+            is_unsafe = has_special_tags(dialog, chat_format=chat_format)
             content = UNSAFE_ERROR if is_unsafe else self.tokenizer.decode(row)
             answer = Message(role="assistant", content=content)
+            if chat_format == "codellama70b":
+                answer["destination"] = "user"
             predictions.append(
                 ChatPrediction(generation=answer, **self._details(row, values, logprobs))
+            )
+        return predictions
+
+    def text_infilling(
+        self,
+        prefixes: list[str],
+        suffixes: list[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        suffix_first: bool = False,
+    ) -> list[InfillingPrediction]:
+        """Text between each prefix and its suffix. `max_gen_len` is as in `text_completion`.
+
+        `tokens` are pieces as the tokenizer's file has them. Otherwise as `generate`; UsageError
+        also for a tokenizer without Code Llama's infilling tokens, see `infilling_prompt_tokens`.
+        """
+        settings = Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs)
+        self._agree("text_infilling", [prefixes, suffixes, suffix_first], settings)
+        infilling = InfillingFormat.of(self.tokenizer)
+        pairs = checked_pairs(prefixes, suffixes)
+        encoded = [infilling.encode_prompt(*pair, suffix_first=suffix_first) for pair in pairs]
+        rows = self._rows(encoded, settings, stop_tokens=infilling.stop_tokens)
+        predictions = []
+        for (prefix, suffix), (row, values) in zip(pairs, rows, strict=True):
+            generation = infilling.tokenizer.decode_infilling(row)
+            piece_of = infilling.tokenizer.token_piece
+            details = self._details(row, values, logprobs, text_of=piece_of)
+            predictions.append(
+                InfillingPrediction(
+                    generation=generation, full_text=prefix + generation + suffix, **details
+                )
             )
         return predictions
 
     def _or_longest(self, max_gen_len: int | None) -> int:
         return self.model.params.max_seq_len - 1 if max_gen_len is None else max_gen_len
 
-    def _agree(self, call: str, prompts: object, settings: _Settings) -> None:
+    def _agree(self, call: str, prompts: object, settings: Settings) -> None:
         """Before anything is checked: a rank that raised alone would leave the others waiting."""
         engine = self.model.engine
         engine.check_ready()
         engine.context.agree({"call": call, "prompts": prompts, **asdict(settings)})
 
     def _rows(
-        self, prompts: Sequence[Sequence[int]], settings: _Settings
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: Settings,
+        *,
+        stop_tokens: Collection[int] | None = None,
     ) -> list[tuple[list[int], list[float]]]:
-        stop_tokens = self.tokenizer.stop_tokens
+        stop_tokens = self.tokenizer.stop_tokens if stop_tokens is None else stop_tokens
         params = settings.sampling_params(stop_tokens)
-        rows = _checked_prompts(prompts, self.model.params)
+        rows = checked_prompts(prompts, self.model.params)
         results = self.model.engine.generate(rows, [params] * len(rows))
         return [settings.row(result, stop_tokens) for result in results]
 
-    def _details(self, row: list[int], logprobs: list[float], asked: bool) -> _Details:
+    def _details(
+        self,
+        row: list[int],
+        logprobs: list[float],
+        asked: bool,
+        *,
+        text_of: Callable[[int], str] | None = None,
+    ) -> Details:
         if not asked:
             return {}
-        return {"tokens": [self.tokenizer.decode(token) for token in row], "logprobs": logprobs}
-
-
-def sample_top_p(probs: Tensor, p: float) -> Tensor:
-    """Ids (..., 1) drawn with torch's global generator from probabilities (..., vocab).
-
-    A token can be drawn while those more probable than it sum to at most `p` (nucleus sampling,
-    Holtzman et al. 2019), so the best one always can. Meta's function; the engine has its own.
-    """
-    sorted_probs, ids = torch.sort(probs, dim=-1, descending=True)
-    before = torch.cumsum(sorted_probs, dim=-1) - sorted_probs
-    place = torch.multinomial(sorted_probs.masked_fill(before > p, 0.0), num_samples=1)
-    return torch.gather(ids, -1, place)
-
-
-def _check_is_list(name: str, given: object, *, of: str) -> None:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        kind = "one text" if isinstance(given, str) else type(given).__name__
-        raise UsageError(f"{name} must be a list of {of}, got {kind}: {given!r:.80}")
-
-
-def _checked_prompts(prompts: Sequence[Sequence[int]], params: ModelArgs) -> list[list[int]]:
-    try:
-        rows = [[index(token) for token in prompt] for prompt in prompts]
-    except TypeError as error:
-        raise UsageError(f"prompts must be lists of integer token ids: {error}") from error
-    if len(rows) > params.max_batch_size:
-        raise UsageError(
-            f"batch of {len(rows)} prompts exceeds max_batch_size {params.max_batch_size}; "
-            "send fewer at once or build with a larger max_batch_size"
-        )
-    for number, row in enumerate(rows):
-        if not row:
-            raise UsageError(f"prompt {number} has no tokens; give at least bos")
-        if len(row) > params.max_seq_len:
-            raise UsageError(
-                f"prompt {number} has {len(row)} tokens, more than max_seq_len "
-                f"{params.max_seq_len}; shorten it or build with a larger max_seq_len"
-            )
-    return rows
+        text_of = text_of or self.tokenizer.decode
+        return {"tokens": [text_of(token) for token in row], "logprobs": logprobs}
 
 
 def _silence_other_ranks() -> None:
