@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama.engine.score import ScoreOutput as ScoreOutput
     from llama.engine.sequence import RequestOutput as RequestOutput
     from llama.engine.sequence import SamplingParams as SamplingParams
     from llama.generation import Llama as Llama
@@ -34,6 +35,7 @@ _HOMES = {
     "RequestOutput": "llama.engine.sequence",
     "Role": "llama.tokenizer",
     "SamplingParams": "llama.engine.sequence",
+    "ScoreOutput": "llama.engine.score",
     "StreamDecoder": "llama.tokenizer",
     "Tokenizer": "llama.tokenizer",
     "Transformer": "llama.model",

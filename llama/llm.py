@@ -18,6 +18,7 @@ from llama.engine.build import build_engine
 from llama.engine.decide import decide_layout
 from llama.engine.exchange import FinishedSequence
 from llama.engine.output import final_text
+from llama.engine.score import ScoreOutput
 from llama.engine.sequence import RequestOutput, SamplingParams
 from llama.engine.sequence import Sequence as Request
 from llama.engine.source import ModelSource
@@ -25,17 +26,22 @@ from llama.errors import UsageError
 from llama.parallel.context import ParallelContext
 
 Prompt = str | Sequence[int]
-"""Text, encoded here with a leading bos where the tokenizer adds one, or ids as they are."""
+"""Text, encoded here with a leading bos where the tokenizer adds one or the text is empty, or ids
+as they are."""
+
+_SCORING = SamplingParams(max_tokens=0, prompt_logprobs=True)
 
 
 class LLM:
     """A loaded model. Lengths are in tokens; sizes left None are found out.
 
     `ckpt_dir` is a folder of any format in FORMATS (told from its files unless `format` names it);
-    `verify` checks its files against the checksums beside them. `tp`/`pp` cut the model over ranks
+    `verify` checks its files against the checksums beside them; `chat_format` names the layout of
+    its dialogs (None: picked from the checkpoint). `tp`/`pp` cut the model over ranks
     (default: all ranks tensor-parallel; "auto" chooses from the memory plan, and `layout_reason`
     says why); `dtype` is the compute dtype (default: the checkpoint's on a GPU, float32 on a CPU);
-    further keywords are EngineConfig's.
+    `max_seq_len` counts prompt and completion (default: 2048, or as far as the model's positions
+    go); further keywords are EngineConfig's.
     """
 
     def __init__(
@@ -45,17 +51,18 @@ class LLM:
         tokenizer_path: str | Path | None = None,
         format: str | None = None,
         verify: bool = False,
+        chat_format: str | None = None,
         tp: int | Literal["auto"] | None = None,
         pp: int | Literal["auto"] | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         backend: str | None = None,
-        max_seq_len: int = 2048,
+        max_seq_len: int | None = None,
         max_batch_size: int = 32,
         seed: int = 0,
         **engine_options: Any,
     ) -> None:
-        source = ModelSource(ckpt_dir, tokenizer_path, format, verify)
+        source = ModelSource(ckpt_dir, tokenizer_path, format, verify, chat_format)
         sizes = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, **engine_options}
         parallel, self.layout_reason = decide_layout(
             source,
@@ -113,6 +120,34 @@ class LLM:
         next(outputs)
         return cast("Generator[RequestOutput, None, None]", outputs)
 
+    def score(self, prompts: Prompt | Sequence[Prompt]) -> list[ScoreOutput]:
+        """How probable the tokens of every prompt are, each given those before it.
+
+        Nothing is generated. One output a prompt, in order, on every rank. Raises UsageError for a
+        prompt of fewer than two tokens or of more than max_seq_len, RankMismatchError when ranks
+        were given different ones; both before anything runs.
+        """
+        _, token_ids, params = self._agreed(prompts, _SCORING)
+        for number, ids in enumerate(token_ids):
+            self._check_scorable(f"prompt {number}", len(ids))
+        return [
+            ScoreOutput(result.prompt_token_ids, result.prompt_logprobs or ())
+            for result in self.engine.generate(token_ids, params)
+        ]
+
+    def _check_scorable(self, name: str, n_tokens: int) -> None:
+        limit = self.engine.config.max_seq_len
+        if n_tokens < 2:
+            raise UsageError(
+                f"{name} has {n_tokens} tokens, and the first has no probability; "
+                f"give at least 2 to score"
+            )
+        if n_tokens > limit:
+            raise UsageError(
+                f"{name} has {n_tokens} tokens, max_seq_len is {limit}; raise it, or score parts "
+                f"that overlap, as `llama score` does"
+            )
+
     def _stream(
         self, texts: list[str | None], requests: list[Request]
     ) -> Generator[RequestOutput | None, None, None]:
@@ -156,7 +191,7 @@ class LLM:
         params = _as_params(sampling_params, len(many))
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         token_ids = [
-            self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos, eos=False)
+            self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos or not prompt, eos=False)
             if isinstance(prompt, str)
             else list(prompt)
             for prompt in many

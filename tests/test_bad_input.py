@@ -17,6 +17,8 @@ from tests.helpers.programs import run
 from tests.helpers.ranks import RankInfo, run_ranks
 from tests.helpers.refusals import FACES, build, caught, write_files
 
+pytestmark = pytest.mark.slow
+
 OPTIMISED = {"PYTHONOPTIMIZE": "1"}
 DEADLINE_S = 100.0
 

@@ -44,6 +44,9 @@ def test_model_args_are_the_union_of_all_releases_with_llama_2s_defaults() -> No
         "use_scaled_rope": False,
         "max_batch_size": 32,
         "max_seq_len": 2048,
+        "head_dim": None,
+        "rope_scaling_factor": None,
+        "rope_high_freq_factor": None,
     }
     with pytest.raises(TypeError, match="sliding_window"):
         ModelArgs(sliding_window=4096)  # type: ignore[call-arg]
@@ -83,6 +86,25 @@ def test_args_of_a_config_give_that_config(dim: int, ffn_dim: int) -> None:
     assert args_of(config).to_config(vocab_size=config.vocab_size) == config
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head_dim": 8}, (8, None, None)),
+        ({"rope_scaling": RopeScaling()}, (None, None, None)),
+        ({"rope_scaling": RopeScaling(32.0, high_freq_factor=2.0)}, (None, 32.0, 2.0)),
+        ({"dim": 2048, "head_dim": 256, "rope_scaling": RopeScaling(32.0)}, (None, None, None)),
+        ({"dim": 2048, "head_dim": 256, "rope_scaling": RopeScaling(8.0)}, (None, 8.0, None)),
+    ],
+)
+def test_args_say_what_metas_defaults_do_not(
+    changes: dict[str, Any], said: tuple[int | None, float | None, float | None]
+) -> None:
+    config = tiny_config(rope_theta=5e5, **changes)
+    args = args_of(config)
+    assert (args.head_dim, args.rope_scaling_factor, args.rope_high_freq_factor) == said
+    assert args.to_config(vocab_size=config.vocab_size) == config
+
+
 def test_functions_have_metas_signatures() -> None:
     signatures = {
         "precompute_freqs_cis": "(dim, end, theta=10000.0, use_scaled=False)",
@@ -99,6 +121,8 @@ def test_functions_have_metas_signatures() -> None:
         "self",
         "tokens",
         "start_pos",
+        "output_hidden_states",
+        "output_attentions",
     ]
     for name in ("RMSNorm", "Attention", "FeedForward", "TransformerBlock"):
         assert issubclass(getattr(face, name), torch.nn.Module)

@@ -23,6 +23,7 @@ usage: llama COMMAND ...
 commands:
   generate  complete prompts
   chat      talk with a chat model
+  score     perplexity of a text file
   inspect   what a checkpoint holds: format, sizes, every tensor, and what is odd
   plan      memory, reads and traffic of every rank, before anything is loaded
   convert   write a checkpoint in another format, shard count or dtype
@@ -32,6 +33,7 @@ CKPT_DIR may be a folder of any format that `llama inspect` knows.
 COMMANDS = {
     "generate": "llama.cli.generate:generate",
     "chat": "llama.cli.chat:chat",
+    "score": "llama.cli.score:score",
     "inspect": "llama.cli.inspect:inspect",
     "plan": "llama.cli.plan:plan",
     "convert": "llama.cli.convert:convert",

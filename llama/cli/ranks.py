@@ -10,9 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from llama.cli.model_options import ModelOptions
+
+if TYPE_CHECKING:
+    from llama.llm import LLM
 
 READY_FILE = "LLAMA_READY_FILE"
 """Names the file that rank 0 makes when Ctrl-C is for it to handle; see `launch.env`."""
@@ -70,6 +73,19 @@ def check(model: ModelOptions) -> None:
         ffn_shard(config.ffn_dim, tp_size=model.tp, tp_rank=0)
     if isinstance(model.pp, int):
         stage_of(config, pp_size=model.pp, pp_rank=0)
+
+
+def from_rank_0(token_ids: list[int], llm: LLM) -> list[int]:
+    """Rank 0's `token_ids` on every rank. Collective over the world."""
+    world = llm.context.world
+    if world.size == 1:
+        return token_ids
+    import torch
+
+    size = int(world.broadcast(torch.tensor([len(token_ids)])))
+    mine = token_ids if world.rank == 0 else [0] * size
+    received: list[int] = world.broadcast(torch.tensor(mine, dtype=torch.int64)).tolist()
+    return received
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from fire.core import FireExit
 from llama.errors import UnknownNameError, UsageError
 from llama.registry import resolve
 
+# fire ends a call at the word "-", which for us is a file; no word is an escape character.
+_PLAIN = ("--", "--separator=\x1b")
+
 
 class Command(Protocol):
     """What a command's function returns."""
@@ -43,7 +46,7 @@ def understand(commands: Mapping[str, str], words: Sequence[str]) -> Command:
 
     with redirect_stderr(io.StringIO()):  # fire prints its whole usage along with an error
         try:
-            fire.Fire(make, command=rest, name=f"llama {name}", serialize=_nothing)
+            fire.Fire(make, command=[*rest, *_PLAIN], name=f"llama {name}", serialize=_nothing)
         except FireExit as end:
             fault = end.trace.elements[-1].ErrorAsStr()
             raise UsageError(f"{fault}; see: llama {name} --help") from None

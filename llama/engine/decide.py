@@ -85,7 +85,7 @@ def workload(
     on = torch.device(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Workload(
         reader.config,
-        EngineConfig.of(engine_options),
+        EngineConfig.of(engine_options, model=reader.config),
         resolve_dtype(dtype, device=on, checkpoint=reader.dtype),
         on.type,
     )

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from llama.config import EngineConfig, ModelConfig
 from llama.engine.exchange import FinishedSequence, share_results
+from llama.engine.inside import ModelOutput, forward_pass
 from llama.engine.output import OutputProcessor
 from llama.engine.pipeline import PlanRing
 from llama.engine.plan import BatchPlan
-from llama.engine.rows import plan_of_rows
+from llama.engine.rows import Rows
 from llama.engine.runner import ModelRunner
 from llama.engine.scheduler import Scheduler
 from llama.engine.sequence import SamplingParams, mix64
@@ -30,6 +31,7 @@ from llama.engine.stats import RankStats, gather_stats
 from llama.errors import LlamaError, UsageError
 from llama.kvcache.cache import KVCache
 from llama.models.decoder import DecoderStage
+from llama.models.record import Recorder
 from llama.parallel.context import ParallelContext
 from llama.tokenizer import Tokenizer
 
@@ -66,10 +68,14 @@ class Engine:
         self.scheduler = Scheduler(
             config,
             num_blocks=cache.num_blocks,
+            ring_blocks=cache.ring_blocks,
             max_in_flight=context.layout.pp_size,
             vocab_size=n_words,
         )
         self.outputs = OutputProcessor(tokenizer) if tokenizer else None
+        self._rows = Rows(
+            model_config, config, num_blocks=cache.num_blocks, ring_blocks=cache.ring_blocks
+        )
         self._ring = PlanRing(context)
         self._in_flight: deque[BatchPlan] = deque()
         self._n_requests = 0
@@ -194,8 +200,11 @@ class Engine:
             return share_results(mine, len(requests), context=self.context)
 
     def forward_rows(self, token_ids: Tensor, start_pos: int) -> Tensor:
-        """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank, for `token_ids` (batch,
-        seq).
+        """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank; see `look_inside`."""
+        return self.look_inside(token_ids, start_pos, Recorder()).logits
+
+    def look_inside(self, token_ids: Tensor, start_pos: int, record: Recorder) -> ModelOutput:
+        """One forward pass of `token_ids` (batch, seq), with what `record` is there to collect.
 
         Collective over the world. Row i lives in its own fixed share of the KV cache, so calls
         with growing start_pos continue each other; a `generate` in between overwrites them, as in
@@ -203,24 +212,10 @@ class Engine:
         RankMismatchError when ranks bring different ones.
         """
         self.check_ready()
-        self.context.agree({"tokens": token_ids.tolist(), "start_pos": start_pos})
-        plan = plan_of_rows(
-            token_ids,
-            start_pos,
-            config=self.config,
-            num_blocks=self.cache.num_blocks,
-            vocab_size=self.model_config.vocab_size,
-        )
-        n_rows, n_new = token_ids.shape
+        self.context.agree({"tokens": token_ids.tolist(), "start_pos": start_pos, **record.wanted})
+        plan = self._rows.plan(token_ids, start_pos)
         with self._fatal_unless_alone():
-            logits = self.runner.logits(plan)
-            out = torch.empty(n_rows * n_new, self.model_config.vocab_size)
-            if logits is not None:
-                out.copy_(logits)
-            sampler = self.context.layout.replica_size - self.context.layout.tp_size
-            self.context.replica.broadcast(out, src=sampler)
-            self.runner.flush()
-        return out.view(n_rows, n_new, -1)
+            return forward_pass(self.runner, plan, record=record)
 
     def stats(self) -> list[RankStats]:
         """Collective over the world: what every rank did so far, in rank order.

@@ -17,6 +17,7 @@ from llama.engine.plan import BatchPlan, StepResult
 from llama.engine.sampler import Sampler
 from llama.kvcache.cache import KVCache
 from llama.models.decoder import DecoderStage
+from llama.models.record import Recorder
 from llama.ops.batch import Batch
 from llama.parallel.comm import Work
 from llama.parallel.context import ParallelContext
@@ -62,16 +63,17 @@ class ModelRunner:
     def run(self, plan: BatchPlan) -> StepResult | None:
         """Run `plan`; the result on the rank that samples, None on every other."""
         began = time.perf_counter()
-        batch = build_batch(plan, block_size=self.cache.block_size, device=self.context.device)
+        batch = self._batch(plan)
         prepared = time.perf_counter()
         x = self._receive(batch)
         received = time.perf_counter()
         hidden = self.stage(x, batch, self.cache)
         result = None
         if self.context.is_last_stage:
+            scored = self.stage.target_logprobs(hidden, batch, self._n_words)
             logits = self.stage.logits(hidden, batch)
             if logits is not None:
-                result = self._sampler(logits[:, : self._n_words], plan)
+                result = self._sampler(logits[:, : self._n_words], scored, plan)
         else:
             self._send(hidden)
         self.stats.busy_s += time.perf_counter() - received + prepared - began
@@ -80,18 +82,25 @@ class ModelRunner:
         return result
 
     @torch.inference_mode()
-    def logits(self, plan: BatchPlan) -> Tensor | None:
+    def logits(self, plan: BatchPlan, *, record: Recorder | None = None) -> Tensor | None:
         """Logits (n_tokens, vocab_size) fp32 of every new token: on last stage tp rank 0, else
-        None.
+        None. `record` collects what the local layers show.
         """
-        batch = build_batch(
-            plan, block_size=self.cache.block_size, device=self.context.device, all_logits=True
-        )
-        hidden = self.stage(self._receive(batch), batch, self.cache)
+        batch = self._batch(plan, all_logits=True)
+        hidden = self.stage(self._receive(batch), batch, self.cache, record=record)
         if self.context.is_last_stage:
             return self.stage.logits(hidden, batch)
         self._send(hidden)
         return None
+
+    def _batch(self, plan: BatchPlan, *, all_logits: bool = False) -> Batch:
+        return build_batch(
+            plan,
+            block_size=self.cache.block_size,
+            ring_blocks=self.cache.ring_blocks,
+            device=self.context.device,
+            all_logits=all_logits,
+        )
 
     def _receive(self, batch: Batch) -> Tensor:
         """Token ids (n_tokens,) on the first stage, else hidden states (n_tokens, dim) of the one

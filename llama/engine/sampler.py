@@ -6,6 +6,7 @@ and the number of the token, and on no other request, batch or layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -15,41 +16,38 @@ from torch import Tensor
 from llama.engine.plan import BatchPlan, DrawParams, SequenceResult, StepResult
 from llama.engine.sequence import TokenLogprob
 from llama.errors import LlamaError
-from llama.ops.sampling import Draws, best_tokens, finite_rows, sample, token_logprobs
+from llama.ops.sampling import Draws, best_tokens, finite_rows, sample
 
 
 class Sampler:
     """Draws the tokens and looks up the logprobs that a plan asks for."""
 
-    def __call__(self, logits: Tensor, plan: BatchPlan) -> StepResult:
-        """`logits` (R, vocab) float32 has, in plan order, one row for each new token of a sequence
-        with targets, one for any other that samples, none for the rest.
+    def __call__(self, logits: Tensor, scored: Tensor, plan: BatchPlan) -> StepResult:
+        """In plan order, `logits` (R, vocab) float32 has one row for each sequence that samples,
+        `scored` (T,) float32 the logprob of each target.
 
-        Raises LlamaError that names the request when a row of it is not finite.
+        Raises LlamaError that names the request when a row of logits, or a logprob, is not finite.
         """
         if logits.device.type == "mps":  # which has no float64
             logits = logits.cpu()
-        spans = _row_spans(plan)
-        assert sum(span.stop - span.start for span in spans) == len(logits)
-        _check_finite(logits, plan, spans)
-        drawing = [at for at, planned in enumerate(plan.sequences) if planned.draw is not None]
         draws = [planned.draw for planned in plan.sequences if planned.draw is not None]
-        rows = _select(logits, [spans[at].stop - 1 for at in drawing])
-        token_ids = _draw_token_ids(rows, draws)
-        sampled = zip(token_ids.tolist(), _sampled_logprobs(rows, token_ids, draws), strict=True)
-        sampled_at = dict(zip(drawing, sampled, strict=True))
+        assert len(draws) == len(logits)
+        logprobs = _by_sequence(scored, plan)
+        _check_finite(logits, logprobs, plan)
+        token_ids = _draw_token_ids(logits, draws)
+        sampled = zip(token_ids.tolist(), _sampled_logprobs(logits, token_ids, draws), strict=True)
         results = []
-        for at, planned in enumerate(plan.sequences):
-            token_id, logprob = sampled_at.get(at, (-1, None))
-            scored = _target_logprobs(logits[spans[at]], planned.targets)
-            results.append(SequenceResult(token_id, logprob, scored))
+        for planned, target_logprobs in zip(plan.sequences, logprobs, strict=True):
+            token_id, logprob = next(sampled) if planned.draw is not None else (-1, None)
+            results.append(SequenceResult(token_id, logprob, target_logprobs))
         return StepResult(tuple(results))
 
 
-def _row_spans(plan: BatchPlan) -> list[slice]:
-    """Each sequence's rows in the logits."""
-    counts = [len(p.token_ids) if p.targets else int(p.sample) for p in plan.sequences]
-    return [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
+def _by_sequence(scored: Tensor, plan: BatchPlan) -> list[tuple[float, ...]]:
+    """Each sequence's part of `scored`."""
+    ends = accumulate((len(planned.targets) for planned in plan.sequences), initial=0)
+    values = scored.tolist()
+    return [tuple(values[start:stop]) for start, stop in pairwise(ends)]
 
 
 def _select(logits: Tensor, rows: list[int]) -> Tensor:
@@ -59,17 +57,17 @@ def _select(logits: Tensor, rows: list[int]) -> Tensor:
     return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
 
 
-def _check_finite(logits: Tensor, plan: BatchPlan, spans: Sequence[slice]) -> None:
-    finite = finite_rows(logits).tolist()
-    if all(finite):
-        return
-    row = finite.index(False)
-    for planned, span in zip(plan.sequences, spans, strict=True):
-        if row < span.stop:
-            position = planned.start + len(planned.token_ids) - (span.stop - row)
+def _check_finite(logits: Tensor, logprobs: list[tuple[float, ...]], plan: BatchPlan) -> None:
+    finite = iter(finite_rows(logits).tolist())
+    for planned, scores in zip(plan.sequences, logprobs, strict=True):
+        rows = [row for row, score in enumerate(scores) if not math.isfinite(score)]
+        if planned.draw is not None and not next(finite):
+            rows.append(len(planned.token_ids) - 1)
+        if rows:
             raise LlamaError(
-                f"request {planned.seq_id}: non-finite logits after position {position}; "
-                f"verify the checkpoint, or use a dtype with more range than the one it overflows"
+                f"request {planned.seq_id}: non-finite logits after position "
+                f"{planned.start + rows[0]}; verify the checkpoint, or use a dtype with more range "
+                f"than the one it overflows"
             )
 
 
@@ -111,10 +109,3 @@ def _sampled_logprobs(
         top = tuple(zip(ids, ids_scores, strict=True))[: draws[row].n_logprobs]
         found[row] = TokenLogprob(token_id, score, top)
     return found
-
-
-def _target_logprobs(logits: Tensor, targets: tuple[int, ...]) -> tuple[float, ...]:
-    if not targets:
-        return ()
-    token_ids = torch.tensor(targets, dtype=torch.int64, device=logits.device)
-    return tuple(token_logprobs(logits[: len(targets)], token_ids).tolist())

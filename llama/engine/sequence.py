@@ -29,9 +29,9 @@ class SamplingParams:
     """How to continue one prompt. Raises UsageError for a value out of range.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `seed` None lets the engine
-    choose one. `max_tokens` None generates until max_seq_len. `stop` strings end the output and are
-    not part of its text (its ids keep their tokens); `stop_token_ids` are in neither. `ignore_eos`
-    turns off the tokenizer's own end tokens only.
+    choose one. `max_tokens` None generates until max_seq_len, 0 nothing. `stop` strings end the
+    output and are not part of its text (its ids keep their tokens); `stop_token_ids` are in
+    neither. `ignore_eos` turns off the tokenizer's own end tokens only.
     `logprobs` k gives each output token's natural-log probability and those of the k best tokens;
     None gives none. `prompt_logprobs` does the same for the prompt's tokens, without alternatives.
     """
@@ -62,7 +62,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, at_least=INT64_MIN)
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, at_least=1)
+            _check_int("max_tokens", self.max_tokens, at_least=0)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, at_least=0, at_most=MAX_LOGPROBS)
         for name in ("ignore_eos", "prompt_logprobs"):

@@ -1,6 +1,6 @@
-"""The vocabulary's two ends: ids to hidden states, and hidden states to logits.
+"""The vocabulary's two ends: ids to hidden states, and hidden states to logits; and positions.
 
-Each rank holds equally many rows; the last ones are zero where the vocabulary does not divide.
+Each rank holds equally many rows of a vocabulary; the last ones are zero where it does not divide.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from llama.layers.linear import ParallelLinear
 from llama.layers.parameter import sharded_parameter
+from llama.ops.sampling import finite_rows
 from llama.parallel.comm import Communicator
-from llama.parallel.shard import vocab_shard
+from llama.parallel.shard import replicated, vocab_shard
+
+ROWS_AT_ONCE = 256
+"""Rows whose local logits `ParallelLMHead.logprobs` has in memory together."""
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -52,6 +56,24 @@ class VocabParallelEmbedding(nn.Module):
         )
 
 
+class PositionEmbedding(nn.Module):
+    """A learned vector for each of `num_positions` places; every rank holds all."""
+
+    def __init__(
+        self, num_positions: int, embedding_dim: int, *, name: str, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        shard = replicated(f"{name}.weight", (num_positions, embedding_dim))
+        self.weight = sharded_parameter(shard, dtype=dtype)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """positions (N,) in 0 .. num_positions - 1 -> (N, embedding_dim)."""
+        return F.embedding(positions, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"num_positions={self.weight.shape[0]}, embedding_dim={self.weight.shape[1]}"
+
+
 class ParallelLMHead(ParallelLinear):
     """Logits over the vocabulary, gathered where tokens are drawn: on tp rank 0 alone."""
 
@@ -78,3 +100,44 @@ class ParallelLMHead(ParallelLinear):
         """hidden (R, embedding_dim) -> fp32 (R, num_embeddings) on tp rank 0, else None."""
         logits = self.tp.gather(self.multiply(hidden), dst=0, dim=-1)  # (R, padded vocabulary)
         return None if logits is None else logits[:, : self.out_features].float()
+
+    def logprobs(self, hidden: Tensor, targets: Tensor, n_words: int) -> Tensor:
+        """Natural-log probability of `targets` (T,) among the first `n_words` ids: (T,) fp32.
+
+        hidden is (T, embedding_dim). The same on every rank: each brings three numbers a row, never
+        its logits, as in Megatron's vocab-parallel cross entropy (arXiv:1909.08053, section 3). NaN
+        where one of the row's logits is not finite.
+        """
+        parts = self._parts(hidden, targets, n_words)
+        every = self.tp.all_gather(parts, dim=0).view(self.tp.size, *parts.shape)  # (tp, 3, T)
+        highest, sums, own = every.unbind(1)  # (tp, T) each
+        top = highest.amax(0)
+        return own.sum(0) - top - (sums * (highest - top).exp()).sum(0).log()
+
+    def _parts(self, hidden: Tensor, targets: Tensor, n_words: int) -> Tensor:
+        """`_tile` of all rows, (3, T) fp32; the target's logit is 0 where it is another rank's."""
+        parts = torch.zeros(3, len(targets), dtype=torch.float32, device=hidden.device)
+        parts[0] = -torch.inf
+        n_rows = self.weight.shape[0]
+        first = self.tp.rank * n_rows
+        n_own = min(max(0, n_words - first), n_rows)
+        if n_own == 0:
+            return parts
+        columns = targets - first
+        is_elsewhere = (columns < 0) | (columns >= n_own)
+        columns = columns.masked_fill_(is_elsewhere, 0)
+        for start in range(0, len(targets), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            parts[:, rows] = self._tile(hidden[rows], columns[rows], n_own)
+        parts[2].masked_fill_(is_elsewhere, 0)
+        return parts
+
+    def _tile(self, hidden: Tensor, columns: Tensor, n_own: int) -> Tensor:
+        """Of the first `n_own` local words: the highest logit h, the sum of exp(logit - h), and the
+        logit of each row's column, (3, rows) fp32.
+        """
+        logits = self.multiply(hidden)[:, :n_own].float()  # (rows, n_own)
+        highest = logits.amax(-1).masked_fill_(~finite_rows(logits), torch.nan)
+        own = logits.gather(-1, columns[:, None])[:, 0]
+        sums = logits.sub_(highest[:, None]).exp_().sum(-1)
+        return torch.stack([highest, sums, own])

@@ -50,6 +50,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", DEMO], "no prompt"),
         (["generate", DEMO, "x", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", DEMO, "x", "--tp", "two"], "--tp cannot be 'two'; it is a whole number or a"),
+        (["generate", DEMO, "x", "--attention", "flush"], "known: auto, flash, naive, sdpa"),
         (["generate", DEMO, "x", "--tp", "0"], "--tp must be at least 1"),
         (["generate", DEMO, "x", "--stats", "xml"], "--stats cannot be 'xml'"),
         (["generate", DEMO, "x", "--verify", "1"], "--verify cannot be '1'"),

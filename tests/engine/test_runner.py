@@ -41,6 +41,7 @@ def part(
         seq_id=table[0],
         token_ids=tuple(tokens[start:stop]),
         start=start,
+        num_prompt_tokens=len(tokens),
         block_table=table,
         sample=sample,
         draw=GREEDY if sample else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -36,12 +37,14 @@ def planned(
     targets: tuple[int, ...] = (),
 ) -> PlannedSequence:
     new = tuple(range(n_new))
-    return PlannedSequence(seq_id, new, start, (0,), how is not None, how, targets)
+    return PlannedSequence(seq_id, new, start, 1, (0,), how is not None, how, targets)
 
 
-def run(logits: Tensor, *sequences: PlannedSequence) -> tuple[SequenceResult, ...]:
+def run(
+    logits: Tensor, *sequences: PlannedSequence, scored: Sequence[float] = ()
+) -> tuple[SequenceResult, ...]:
     with torch.inference_mode():
-        result = Sampler()(logits, BatchPlan(sequences))
+        result = Sampler()(logits, torch.tensor(scored), BatchPlan(sequences))
     assert StepResult.decode(result.encode()) == result
     return result.sequences
 
@@ -103,10 +106,11 @@ def test_a_token_depends_on_logits_seed_and_step_only() -> None:
     ]
     assert together == alone
     beside_a_prompt = run(
-        torch.cat([rows(3, seed=5), logits[7:8]]),
+        logits[7:8],
         planned(None, n_new=9),
         planned(None, n_new=3, targets=(1, 2, 3)),
         planned(how[7]),
+        scored=[-1.0, -2.0, -3.0],
     )
     assert beside_a_prompt[2].token_id == together[7]
 
@@ -145,19 +149,19 @@ def test_more_alternatives_than_tokens() -> None:
     assert [token_id for token_id, _ in result.logprob.top] == [1, 0]
 
 
-def test_targets_are_scored_row_by_row() -> None:
-    logits = rows(6)
+def test_scores_go_to_the_sequences_that_asked() -> None:
+    logits = rows(2)
     chunk, last, decode, silent = run(
         logits,
         planned(None, n_new=2, targets=(7, 8)),
         planned(GREEDY, n_new=3, targets=(5, 6)),
         planned(GREEDY),
         planned(None, n_new=4),
+        scored=[-0.5, -1.5, -2.5, -3.5],
     )
-    expected = logits.double().log_softmax(dim=-1)[[0, 1, 2, 3], [7, 8, 5, 6]].tolist()
-    assert chunk.target_logprobs + last.target_logprobs == pytest.approx(expected, abs=1e-5)
+    assert (chunk.target_logprobs, last.target_logprobs) == ((-0.5, -1.5), (-2.5, -3.5))
     assert (chunk.token_id, silent) == (-1, SequenceResult())
-    assert [last.token_id, decode.token_id] == logits[4:].argmax(dim=-1).tolist()
+    assert [last.token_id, decode.token_id] == logits.argmax(dim=-1).tolist()
     assert decode.target_logprobs == ()
 
 
@@ -167,14 +171,23 @@ def test_nothing_to_sample() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("how", [GREEDY, draw()])
-def test_logits_that_are_not_finite_name_the_request(value: float, how: DrawParams) -> None:
-    logits = rows(5)
-    logits[2, 17] = value
+@pytest.mark.parametrize("is_scored", [False, True])
+def test_what_is_not_finite_names_the_request(
+    value: float, how: DrawParams, is_scored: bool
+) -> None:
+    logits, scored = rows(3), [-1.0, -2.0, -3.0]
+    if is_scored:
+        scored[2] = value
+    else:
+        logits[1, 17] = value
     sequences = [
-        planned(None, seq_id=10, n_new=7),
+        planned(None, seq_id=10, n_new=7, targets=(4,)),
         planned(how, seq_id=11),
         planned(how, seq_id=12, n_new=3, start=20, targets=(1, 2)),
         planned(how, seq_id=13),
     ]
-    with pytest.raises(LlamaError, match="request 12: non-finite logits after position 21"):
-        run(logits, *sequences)
+    position = 21 if is_scored else 22
+    with pytest.raises(
+        LlamaError, match=f"request 12: non-finite logits after position {position};"
+    ):
+        run(logits, *sequences, scored=scored)

@@ -23,7 +23,7 @@ REFUSED: dict[str, list[Any]] = {
     "top_p": [0, -0.1, 1.0000001, float("nan"), True, "0.9", None],
     "top_k": [-1, 1.5, True, None, 2**63],
     "seed": [INT64_MIN - 1, INT64_MAX + 1, 1.0, True, "7"],
-    "max_tokens": [0, -1, 2.0, True],
+    "max_tokens": [-1, 2.0, True],
     "stop": ["", [""], ["a", 1], ["x"] * 17, b"x", 3, None],
     "stop_token_ids": [[-1], [1.0], [True], 5, "12", None],
     "logprobs": [-1, 21, True, 1.0],

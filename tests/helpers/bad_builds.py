@@ -24,6 +24,14 @@ BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
         {"ckpt_dir": ""},
         refused(UsageError, "ckpt_dir is empty", "give the folder"),
     ),
+    "unknown chat format": (
+        {"chat_format": "vicuna"},
+        refused(UnknownNameError, "'vicuna'", "known: codellama"),
+    ),
+    "chat format of another tokenizer": (
+        {"chat_format": "mistral-v3"},
+        refused(UsageError, "need the tokens [INST] and [/INST]", "use mistral-v1"),
+    ),
     "no ckpt_dir": ({"ckpt_dir": None}, refused(UsageError, "ckpt_dir", "None", "give the folder")),
     "wrong ckpt_dir": (
         {"ckpt_dir": "nowhere"},
@@ -67,7 +75,7 @@ BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
     ),
     "params.json of another vocabulary": (
         {"ckpt_dir": "params_of_another_vocabulary"},
-        refused(CheckpointError, "400", "vocab_size 360", "params.json belongs"),
+        refused(CheckpointError, "400", "vocab_size 360", "belongs to another model"),
     ),
     "tokenizer of another vocabulary": (
         {"tokenizer_path": "other.model"},
@@ -139,7 +147,7 @@ LLM_BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
     "block_size of zero": ({"block_size": 0}, refused(UsageError, "block_size", "got 0")),
     "unknown attention": (
         {"attention": "magic"},
-        refused(UnknownNameError, "magic", "known: naive, sdpa"),
+        refused(UnknownNameError, "magic", "known: auto, flash, naive, sdpa"),
     ),
 }
 

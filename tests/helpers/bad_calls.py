@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llama.engine.sequence import SamplingParams
-from llama.errors import RankMismatchError, UsageError
+from llama.errors import RankMismatchError, UnknownNameError, UsageError
 from llama.generation import Llama
 from llama.llm import LLM
 from tests.helpers.refusals import GOOD_PROMPT, MAX_BATCH_SIZE, MAX_SEQ_LEN, Refusal, refused
@@ -57,6 +57,14 @@ CALLS: dict[str, tuple[Call, Refusal]] = {
     "no list of dialogs": (_chat(None), refused(UsageError, "list of dialogs", "None")),
     "no list of messages": (_chat(_user("x")), refused(UsageError, "list of messages", "dict")),
     "message without text": (_chat([_user(None)]), refused(UsageError, "content")),
+    "unknown chat format": (
+        _chat([_user("x")], chat_format="vicuna"),
+        refused(UnknownNameError, "'vicuna'", "known: codellama"),
+    ),
+    "infilling without its tokens": (
+        lambda llama: llama.text_infilling(["x"], ["y"]),
+        refused(UsageError, "infilling needs the tokens", "use Code Llama"),
+    ),
     "unknown role": (
         _chat([[{"role": "robot", "content": "x"}]]),
         refused(UsageError, "robot"),
@@ -141,9 +149,9 @@ LLM_CALLS: dict[str, tuple[Callable[[LLM], object], Refusal]] = {
         lambda llm: llm.generate("x", SamplingParams(top_p=0.0)),
         refused(UsageError, "top_p must be above 0 and at most 1", "0.0"),
     ),
-    "max_tokens of zero": (
-        lambda llm: llm.generate("x", SamplingParams(max_tokens=0)),
-        refused(UsageError, "max_tokens must be an integer from 1", "got 0"),
+    "max_tokens below zero": (
+        lambda llm: llm.generate("x", SamplingParams(max_tokens=-1)),
+        refused(UsageError, "max_tokens must be an integer from 0", "got -1"),
     ),
 }
 

@@ -21,12 +21,13 @@ def make_engine(
     *,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Engine:
-    """A float32 engine; `options` are EngineConfig's."""
+    """An engine that computes in `dtype`; `options` are EngineConfig's."""
     config = EngineConfig(**{"max_seq_len": 128, "max_batch_size": 8, "block_size": 4, **options})
     reader = open_checkpoint(ckpt_dir)
-    stage, _ = load_stage(reader, config=config, context=context, dtype=torch.float32)
+    stage, _ = load_stage(reader, config=config, context=context, dtype=dtype)
     model_config = reader.config
     reader.close()
     return Engine(
@@ -34,8 +35,8 @@ def make_engine(
         config=config,
         context=context,
         stage=stage,
-        cache=make_cache(stage, config=config, context=context, dtype=torch.float32),
-        dtype=torch.float32,
+        cache=make_cache(stage, config=config, context=context, dtype=dtype),
+        dtype=dtype,
         tokenizer=tokenizer,
         seed=seed,
     )

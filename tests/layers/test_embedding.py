@@ -8,7 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llama.layers.embedding import ROWS_AT_ONCE, ParallelLMHead, VocabParallelEmbedding
+from llama.layers.embedding import (
+    ROWS_AT_ONCE,
+    ParallelLMHead,
+    PositionEmbedding,
+    VocabParallelEmbedding,
+)
 from llama.layers.parameter import materialize
 from llama.parallel.context import ParallelContext
 from tests.helpers.cases import run_cases
@@ -76,9 +81,7 @@ def score(context: ParallelContext, n_words: int, dtype: torch.dtype) -> None:
         logprobs = layer.logprobs(hidden, targets, n_words)
         assert layer.logprobs(hidden[:0], targets[:0], n_words).shape == (0,)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    torch.testing.assert_close(
-        logprobs, expected, rtol=tolerance, atol=tolerance, equal_nan=True
-    )
+    torch.testing.assert_close(logprobs, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 3])
@@ -86,3 +89,11 @@ def test_logprobs_are_those_of_all_words_on_every_rank(tp: int) -> None:
     """Also when rows are no words, and when the first rank has every word."""
     dtypes = (torch.float32, torch.bfloat16)
     run_cases(score, list(product((101, 99, 33), dtypes)), tp=tp)
+
+
+def test_a_position_is_a_row_of_its_table() -> None:
+    layer = PositionEmbedding(9, DIM, name="wa", dtype=torch.float32)
+    materialize(layer, CPU)
+    fill(layer, {"wa.weight": table(9)})
+    positions = torch.tensor([8, 0, 3, 3])
+    assert torch.equal(layer(positions), table(9)[positions])
