@@ -12,7 +12,12 @@ from llama.errors import UsageError
 
 
 def check_program(program: Sequence[str]) -> None:
-    """Raises UsageError when ("script.py", ...) or ("-m", "module", ...) cannot be found."""
+    """Raises UsageError when ("script.py", ...) or ("-m", "module", ...) cannot be found.
+
+    ("-c", "code", ...) is its own program.
+    """
+    if program[0] == "-c":
+        return
     if program[0] != "-m":
         if not Path(program[0]).exists():
             raise UsageError(f"cannot find the program {program[0]} (in {Path.cwd()})")

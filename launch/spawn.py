@@ -34,7 +34,8 @@ PIPE_CLOSED = 128 + 13
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """`program` is what follows `python`: ("script.py", ...) or ("-m", "module", ...).
+    """`program` is what follows `python`: ("script.py", ...), ("-m", "module", ...) or
+    ("-c", "code", ...).
 
     None leaves a choice open: `nproc` to the launcher, the rest to the ranks.
     """

@@ -87,9 +87,10 @@ class ModelConfig:
             "ffn_dim",
             "vocab_size",
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")
+            _check_size(name, getattr(self, name))
+        for window in self.windows:
+            _check_size("sliding_window", window, nullable=True)
+        _check_size("max_positions", self.max_positions, nullable=True)
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
         if self.head_dim % 2 and self.architecture != "gpt2":
@@ -100,13 +101,6 @@ class ModelConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be a finite positive number, got {value!r}")
-        for size in (*self.windows, self.max_positions):
-            if size is not None and (
-                isinstance(size, bool) or not isinstance(size, int) or size < 1
-            ):
-                raise UsageError(
-                    f"sliding_window and max_positions must be integers of at least 1, got {size!r}"
-                )
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -163,7 +157,8 @@ class EngineConfig:
 
     `max_batch_size` sequences may run at once; `max_num_batched_tokens` bounds one step, so a
     longer prompt is prefilled in chunks. `num_blocks` None takes what max_batch_size sequences of
-    max_seq_len (or of the widest sliding window) need, or what fits. `attention` is a backend's name, or "auto" for the best here.
+    max_seq_len (or of the widest sliding window) need, or what fits. `attention` is a backend's
+    name, or "auto" for the best here.
     """
 
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
@@ -193,15 +188,21 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_seq_len", "max_batch_size", "block_size", "max_num_batched_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise UsageError(f"num_blocks must be at least 1, got {self.num_blocks}")
-        if not 0 < self.memory_fraction <= 1:
-            raise UsageError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
+            _check_size(name, getattr(self, name))
+        _check_size("num_blocks", self.num_blocks, nullable=True)
+        fraction = self.memory_fraction
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise UsageError(f"memory_fraction must be in (0, 1], got {fraction!r}")
 
     def ring_blocks(self, widest_window: int | None) -> int:
         """Most KV blocks of one sequence: of its last `widest_window` tokens, or of max_seq_len."""
         longest = min(self.max_seq_len, widest_window or self.max_seq_len)
         return -(-longest // self.block_size)
+
+
+def _check_size(name: str, value: object, *, nullable: bool = False) -> None:
+    """Raises UsageError unless `value` is an integer of at least 1, or None where it may be."""
+    if value is None and nullable:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")

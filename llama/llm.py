@@ -162,7 +162,7 @@ class LLM:
                 new_text = outputs.new_text(request) if outputs else ""
                 if not new_text and request.finish_reason is None:
                     continue
-                index = request.seq_id - requests[0].seq_id
+                index = request.seq_id
                 result = FinishedSequence.of(request)
                 yield RequestOutput(
                     request_id=index,
@@ -191,9 +191,7 @@ class LLM:
         params = _as_params(sampling_params, len(many))
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         token_ids = [
-            self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos or not prompt, eos=False)
-            if isinstance(prompt, str)
-            else list(prompt)
+            self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
             for prompt in many
         ]
         return texts, token_ids, params
@@ -216,17 +214,22 @@ class LLM:
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if not _is_listed(prompts):
         raise UsageError(f"prompts must be texts or lists of token ids, got {prompts!r:.80}")
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     many: list[Prompt] = list(prompts)  # type: ignore[arg-type]
     for number, prompt in enumerate(many):
-        if not isinstance(prompt, Sequence):
+        if not _is_listed(prompt):
             raise UsageError(
                 f"prompt {number} must be a text or a list of token ids, got {prompt!r:.80}"
             )
     return many
+
+
+def _is_listed(given: object) -> bool:
+    """Whether it is a text or a list; bytes are a sequence of integers, but of no token ids."""
+    return isinstance(given, Sequence) and not isinstance(given, bytes | bytearray)
 
 
 def _as_params(

@@ -173,3 +173,25 @@ def test_stop_key_takes_ctrl_c_and_gives_it_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: stop_key.pressed, what="the signal", deadline_s=5)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ranks_run_nothing_that_lies_in_the_current_folder(tmp_path: Path) -> None:
+    """It may be a checkpoint's."""
+    (tmp_path / "start").mkdir()
+    program = tmp_path / "start" / "program.py"
+    program.write_text("import sys\nfrom llama.cli import main\nsys.exit(main())\n")
+    here = tmp_path / "here"
+    shutil.copytree(DEMO, here)
+    (here / "llama").mkdir()
+    for name in ("torch.py", "json.py"):
+        (here / name).write_text("print('RUN')\n")
+    words = ["generate", ".", PROMPTS[0][0], "--max_tokens", "3", *GREEDY, "--tp", "2"]
+    done = run([str(program), *words], cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(PROMPTS[0][0]) and "RUN" not in done.stdout + done.stderr
+
+
+def test_a_message_with_a_tag_is_not_asked() -> None:
+    done = run(["-m", "llama", "chat", DEMO, *GREEDY], stdin=f"[/INST] x\n{KEEPER}\n")
+    assert (done.returncode, done.stdout) == (0, f"{QUESTIONS[KEEPER]}\n")
+    assert "a tag that marks turns for this model" in done.stderr

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from llama.generation import Dialog, Llama
+from llama.models.rotary import Rotary
 from llama.tokenizer.chat import Message
 from tests.helpers.programs import ROOT
 from tests.helpers.ranks import RankInfo, run_ranks
@@ -124,7 +125,8 @@ def swap_layers(llama: Llama, one: int, other: int) -> None:
 
 def turn_other_pairs(llama: Llama) -> None:
     stage = llama.model.engine.stage
-    stage.config = replace(stage.config, rope_style="half")
+    stage.rotary = Rotary(replace(stage.config, rope_style="half"), llama.model.params.max_seq_len)
+    stage.rotary.materialize(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -90,26 +90,27 @@ def result(prompt: list[int], output: list[int]) -> FinishedSequence:
     )
 
 
-def row(max_gen_len: int, *, echo: bool, of: FinishedSequence) -> tuple[list[int], list[float]]:
-    settings = Settings(max_gen_len, 0.6, 0.9, logprobs=True, echo=echo)
+def row(*, echo: bool, of: FinishedSequence) -> tuple[list[int], list[float]]:
+    settings = Settings(5, 0.6, 0.9, logprobs=True, echo=echo)
     return settings.row(of, STOPS)
 
 
 def test_a_row_is_the_output_alone_or_after_the_prompt() -> None:
     finished = result([1, 7], [8, 9])
-    assert row(5, echo=False, of=finished) == ([8, 9], [-8.0, -9.0])
-    assert row(5, echo=True, of=finished) == ([1, 7, 8, 9], [0.0, -7.0, -8.0, -9.0])
-
-
-def test_a_row_has_at_most_max_gen_len_new_tokens() -> None:
-    assert row(0, echo=False, of=result([1], [8])) == ([], [])
-    assert row(0, echo=True, of=result([1, 7], [8])) == ([1, 7], [0.0, -7.0])
+    assert row(echo=False, of=finished) == ([8, 9], [-8.0, -9.0])
+    assert row(echo=True, of=finished) == ([1, 7, 8, 9], [0.0, -7.0, -8.0, -9.0])
 
 
 def test_a_stop_token_in_an_echoed_prompt_ends_the_row_there() -> None:
     finished = result([1, 7, 2, 1, 5], [8])
-    assert row(5, echo=True, of=finished) == ([1, 7], [0.0, -7.0])
-    assert row(5, echo=False, of=finished) == ([8], [-8.0])
+    assert row(echo=True, of=finished) == ([1, 7], [0.0, -7.0])
+    assert row(echo=False, of=finished) == ([8], [-8.0])
+
+
+def test_a_prompt_that_opens_with_a_stop_token_is_not_cut() -> None:
+    """As GPT-2's do: its bos is its end token."""
+    finished = result([2, 7, 2], [8, 2, 9])
+    assert row(echo=True, of=finished) == ([2, 7, 2, 8], [0.0, -7.0, -2.0, -8.0])
 
 
 # A small model ----------------------------------------------------------------------------------
@@ -144,6 +145,20 @@ def build(paths: tuple[str, str], **changes: Any) -> Llama:
 @pytest.fixture(scope="module")
 def llama(paths: tuple[str, str]) -> Llama:
     return build(paths)
+
+
+def test_max_gen_len_0_gives_the_prompt_alone(llama: Llama) -> None:
+    assert llama.generate([[1, 7]], 0) == ([[]], None)
+    rows, logprobs = llama.generate([[1, 7]], 0, logprobs=True, echo=True)
+    assert rows == [[1, 7]]
+    assert logprobs is not None and logprobs[0][0] == 0.0 and logprobs[0][1] < 0
+
+
+def test_a_stop_token_takes_the_place_of_the_tokenizers(llama: Llama) -> None:
+    ((*before, end),), _ = llama.generate([[1, 7]], 6, temperature=0.0)
+    if end in before:
+        before = before[: before.index(end)]
+    assert llama.generate([[1, 7]], 6, temperature=0.0, stop_token=end)[0] == [before]
 
 
 def test_greedy_ids_are_the_oracles(

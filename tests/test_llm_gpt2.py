@@ -118,6 +118,9 @@ def test_metas_names_serve_it_too(folders: dict[str, Path], llm: LLM) -> None:
     assert int(logits[0, -1].argmax()) == output.token_ids[0]
     with pytest.raises(UsageError, match="gpt2 learned its positions; it has no freqs_cis"):
         _ = meta.model.freqs_cis
+    (begun,) = meta.text_completion([""], temperature=0.0, max_gen_len=4)
+    (expected,) = llm.generate("", SamplingParams(temperature=0.0, max_tokens=4))
+    assert begun["generation"] == expected.text
     with pytest.raises(UsageError, match="complete text instead"):
         meta.chat_completion([[{"role": "user", "content": "hi"}]])
 
@@ -133,3 +136,11 @@ def test_the_commands_take_its_length(
     assert capsys.readouterr().out.startswith(TEXT)
     assert main(["plan", folder, "--max_seq_len", "49"]) == 64
     assert "exceeds the 48 positions" in capsys.readouterr().err
+
+
+def test_a_chat_with_it_is_refused_before_any_question(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(folders["hf"])]) == 64
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "without a known chat format; complete text instead" in line

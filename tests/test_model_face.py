@@ -249,6 +249,8 @@ def test_state_dicts_that_do_not_fit(config: ModelConfig, weights: Mapping[str, 
         model.load_state_dict(
             {k: v for k, v in weights.items() if k != "norm.weight"}, strict=False
         )
+    with pytest.raises(CheckpointError, match=r"lacks tok_embeddings\.weight"):
+        model.load_state_dict({})
     with pytest.raises(UsageError, match="one shard of several"):
         shard = {name: w.chunk(2)[0] for name, w in weights.items()}
         model.load_state_dict(shard)

@@ -142,11 +142,11 @@ def test_a_smaller_cache_is_said(ckpt_dir: str, capsys: pytest.CaptureFixture[st
 
 
 def test_what_does_not_fit_ends_with_71(ckpt_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = plan(capsys, ckpt_dir, "--gpu_memory", "500kB", *SMALL)
+    status, out, err = plan(capsys, ckpt_dir, "--gpu_memory", "1200kB", *SMALL)
     assert status == 71
-    assert "does not fit: each rank has 0.5 MiB, " in out
-    assert err.startswith("llama: error: tp 1 x pp 1 (1 rank) does not fit: rank 0 needs 0.")
-    assert "and has 0.5 MiB (" in err and "layouts that would: tp 2 x pp 1 (2 ranks)" in err
+    assert "does not fit: each rank has 1.1 MiB, " in out
+    assert err.startswith("llama: error: tp 1 x pp 1 (1 rank) does not fit: rank 0 needs 1.")
+    assert "and has 1.1 MiB (" in err and "layouts that would: tp 2 x pp 1 (2 ranks)" in err
     status, out, err = plan(capsys, ckpt_dir, "--all", "--gpu_memory", "10kB")
     assert status == 71 and "no layout of up to 64 ranks would" in err
     assert json.loads(plan(capsys, ckpt_dir, "--gpu_memory", "1kB", "--json")[1])["fits"] is False

@@ -44,8 +44,9 @@ class CheckpointReader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the first weight matrix; norms may be stored wider."""
-        return next(tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2)
+        """The dtype of the first weight matrix, float32 without any; norms may be wider."""
+        dtypes = (tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2)
+        return next(dtypes, torch.float32)
 
     def read_into(self, out: Tensor, name: str, *, dim: int | None = None, start: int = 0) -> int:
         """Fill `out` with tensor `name`, or with out.shape[dim] items of its dim `dim` from

@@ -21,6 +21,7 @@ from llama.cli.typed import typed
 from llama.engine.sequence import SamplingParams
 from llama.errors import UsageError
 from llama.tokenizer import Message, Tokenizer, encode_dialog
+from llama.tokenizer.chat import has_special_tags
 
 if TYPE_CHECKING:
     from llama.llm import LLM
@@ -41,6 +42,8 @@ class Chat(RankCommand):
 
     def run(self) -> None:
         llm = self.model.load()
+        # A model without a chat format is refused here, not at every question.
+        encode_dialog(llm.tokenizer, [Message(role="user", content="")])
         if llm.context.rank == 0:
             with taking_interrupts():
                 self._lead(llm)
@@ -104,9 +107,11 @@ class Conversation:
     def ask(self, question: str) -> list[int]:
         """Prompt ids of the conversation with `question` at its end.
 
-        Raises UsageError, and forgets the question, when it is too long by itself.
+        Raises UsageError, and forgets the question, when it is too long by itself, and where it
+        holds a tag that would end its turn.
         """
         messages = [*self._messages, Message(role="user", content=question)]
+        self._check_tags([*self._system, messages[-1]])
         while True:
             prompt = encode_dialog(self._tokenizer, [*self._system, *messages])
             if len(prompt) <= self._max_prompt_tokens:
@@ -121,6 +126,13 @@ class Conversation:
             say(f"the context is full: the oldest {n_dropped} messages are forgotten")
         self._messages = messages
         return prompt
+
+    def _check_tags(self, messages: list[Message]) -> None:
+        if has_special_tags(messages, chat_format=self._tokenizer.chat_format):
+            raise UsageError(
+                "a message holds a tag that marks turns for this model, such as [INST], and could "
+                "pass for another turn; write it differently"
+            )
 
     def add_answer(self, answer: str) -> None:
         self._messages.append(Message(role="assistant", content=answer))

@@ -70,7 +70,7 @@ def generate(
     """
     if not prompts:
         raise UsageError("no prompt; use: llama generate CKPT_DIR PROMPT ...")
-    batch_size = max_batch_size or min(len(prompts), 32)
+    batch_size = min(len(prompts), 32) if max_batch_size is None else max_batch_size
     return Generate(
         ModelOptions(**vars(model), ckpt_dir=ckpt_dir, max_batch_size=batch_size),
         prompts,

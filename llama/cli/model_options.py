@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llama.cli.terminal import say
 from llama.engine.sequence import SamplingParams
+from llama.errors import UsageError
 
 if TYPE_CHECKING:
     from llama.llm import LLM
@@ -84,5 +85,7 @@ class SamplingFlags:
     seed: int | None = None
 
     def params(self, *, max_tokens: int | None) -> SamplingParams:
-        """Raises UsageError for a value out of range."""
+        """Raises UsageError for a value out of range; a command is there to generate something."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"--max_tokens must be at least 1, got {max_tokens}")
         return SamplingParams(**asdict(self), max_tokens=max_tokens)

@@ -17,6 +17,10 @@ from llama.cli.model_options import ModelOptions
 if TYPE_CHECKING:
     from llama.llm import LLM
 
+HOME = Path(__file__).parents[2]
+"""The folder that this package was imported from."""
+RANK_PROGRAM = "import sys; sys.path[0] = {home!r}; from llama.cli import main; sys.exit(main())"
+"""With -m, Python would look for modules in the current folder first, which may be a checkpoint."""
 READY_FILE = "LLAMA_READY_FILE"
 """Names the file that rank 0 makes when Ctrl-C is for it to handle; see `launch.env`."""
 
@@ -45,7 +49,7 @@ def start(words: Sequence[str], command: RankCommand) -> int:
 
     model = command.model
     request = LaunchRequest(
-        program=("-m", "llama", *words),
+        program=("-c", RANK_PROGRAM.format(home=str(HOME)), *words),
         nproc="auto" if "auto" in (model.tp, model.pp) else None,
         tp=None if model.tp == "auto" else model.tp,
         pp=None if model.pp == "auto" else model.pp,

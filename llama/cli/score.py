@@ -64,7 +64,7 @@ class Score(RankCommand):
         text = self.text
         if text is None:
             text = _checked("stdin", sys.stdin.buffer.read())
-        return llm.tokenizer.encode(text, bos=llm.tokenizer.adds_bos, eos=False)
+        return llm.tokenizer.encode_prompt(text)
 
     def _logprobs(self, llm: LLM, token_ids: list[int], parts: list[Window]) -> tuple[float, ...]:
         """One a token, without the first."""

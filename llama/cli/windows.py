@@ -26,7 +26,7 @@ def windows(n_tokens: int, *, max_seq_len: int, stride: int) -> list[Window]:
     check_stride(stride, max_seq_len)
     if n_tokens < 2:
         raise UsageError(
-            f"the text has {n_tokens} tokens, and the first has no probability; give a longer one"
+            f"the text has {n_tokens} token(s), and the first has no probability; give a longer one"
         )
     found = []
     first, stop = 1, min(max_seq_len, n_tokens)

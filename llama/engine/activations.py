@@ -22,7 +22,8 @@ class StepSizes:
     Widths are elements a token on this rank: `q_width` of its query heads, `kv_width` of its K (and
     V) heads, `ffn_width` of its feed-forward columns. `windows` are the sliding windows of its
     layers, each once. `n_grouped` is the most context tokens of several sequences that attention
-    copies together. `rope_style` is None where positions are learned.
+    copies together; `repeats_kv` says whether a prompt's are repeated for all heads of a group.
+    `rope_style` is None where positions are learned.
     """
 
     n_tokens: int
@@ -30,6 +31,7 @@ class StepSizes:
     max_seq_len: int
     windows: frozenset[int | None]
     n_grouped: int
+    repeats_kv: bool
     dim: int
     head_dim: int
     q_width: int
@@ -136,13 +138,15 @@ def _attention(sizes: StepSizes) -> int:
 
 
 def _context(sizes: StepSizes) -> int:
-    """K and V that are gathered for one part. A chunk that writes over a ring has its past copied
-    first, V's while K's is whole.
+    """K and V that are gathered for one part, and repeated for all heads. A chunk that writes over
+    a ring has its past copied first, V's while K's is whole.
     """
     seen = max(_seen_by_a_chunk(sizes, window) for window in sizes.windows)
     past = 0 if None in sizes.windows else max(seen - sizes.n_tokens, 0)
-    tokens = max(2 * seen + past, 2 * sizes.n_grouped)
-    return tokens * sizes.kv_width * sizes.itemsize
+    prompt = (2 * seen + past) * sizes.kv_width
+    if sizes.repeats_kv and sizes.q_width > sizes.kv_width:
+        prompt = 2 * seen * (sizes.kv_width + sizes.q_width)
+    return max(prompt, 2 * sizes.n_grouped * sizes.kv_width) * sizes.itemsize
 
 
 def _rotation(sizes: StepSizes) -> int:

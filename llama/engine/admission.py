@@ -31,7 +31,7 @@ def check_request(
     if prompt > config.max_seq_len:
         raise UsageError(
             f"{name} has a prompt of {prompt} tokens, max_seq_len is {config.max_seq_len}; "
-            f"shorten the prompt or raise max_seq_len"
+            f"shorten the prompt, or raise max_seq_len as far as the model's positions go"
         )
     check_token_ids(f"{name}: prompt token", sequence.prompt_token_ids, vocab_size)
     check_token_ids(f"{name}: stop_token_ids", sequence.params.stop_token_ids, vocab_size)

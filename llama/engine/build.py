@@ -20,7 +20,7 @@ from llama.checkpoint.loading.progress import Progress
 from llama.checkpoint.manifest import verify_share
 from llama.checkpoint.reader import CheckpointReader
 from llama.config import EngineConfig, ModelConfig, ParallelConfig
-from llama.engine.activations import activation_bytes
+from llama.engine.activations import activation_bytes, prompt_logprobs_bytes
 from llama.engine.decide import decide_layout, resolve_dtype
 from llama.engine.engine import Engine
 from llama.engine.footprint import Workload, step_sizes
@@ -175,7 +175,7 @@ def make_cache(
             config,
             ring_blocks=work.ring_blocks,
             block_bytes=bytes_per_block,
-            activation_bytes=activation_bytes(sizes),
+            activation_bytes=activation_bytes(sizes) + prompt_logprobs_bytes(sizes),
             context=context,
         ),
         block_size=config.block_size,

@@ -156,13 +156,13 @@ def fit(found: Footprint, work: Workload, *, memory_bytes: int) -> Fit:
                 config,
                 ring_blocks=ring_blocks,
                 left_bytes=left,
-                activation_bytes=rank.activation_bytes,
+                activation_bytes=rank.step_bytes,
                 block_bytes=rank.block_bytes,
             )
         )
         # memory_fraction of what is left may be taken: so much must be left, rounded up
         must_be_left = -int(-needed * rank.block_bytes // config.memory_fraction)
-        lacking = must_be_left + rank.activation_bytes - left
+        lacking = must_be_left + rank.step_bytes - left
         shorts.append(max(1, lacking) if num_blocks[-1] < needed else 0)
     short, fewest = max(shorts), min(num_blocks)
     poorest = shorts.index(short) if short else num_blocks.index(fewest)

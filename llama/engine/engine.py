@@ -89,15 +89,18 @@ class Engine:
     def make_requests(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
     ) -> list[Request]:
-        """Checked requests, numbered and seeded the same on every rank. Raises UsageError."""
+        """Checked requests, numbered in this call and seeded the same on every rank.
+
+        Raises UsageError.
+        """
         requests = []
         for index, (prompt, param) in enumerate(zip(prompts, params, strict=True)):
-            number = self._n_requests + index
+            seed = mix64(self.seed, self._n_requests + index) if param.seed is None else param.seed
             request = Request(
-                seq_id=number,
+                seq_id=index,
                 prompt_token_ids=prompt,
                 params=param,
-                seed=mix64(self.seed, number) if param.seed is None else param.seed,
+                seed=seed,
                 eos_token_ids=self.eos_token_ids,
             )
             if param.stop and self.outputs is None:
@@ -212,7 +215,8 @@ class Engine:
         RankMismatchError when ranks bring different ones.
         """
         self.check_ready()
-        self.context.agree({"tokens": token_ids.tolist(), "start_pos": start_pos, **record.wanted})
+        tokens = token_ids.tolist() if isinstance(token_ids, Tensor) else repr(token_ids)
+        self.context.agree({"tokens": tokens, "start_pos": start_pos, **record.wanted})
         plan = self._rows.plan(token_ids, start_pos)
         with self._fatal_unless_alone():
             return forward_pass(self.runner, plan, record=record)

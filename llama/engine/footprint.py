@@ -20,7 +20,7 @@ from llama.kvcache.cache import block_bytes
 from llama.layers.parameter import pieces
 from llama.models import MODELS
 from llama.models.decoder import DecoderStage, Stage, stage_windows, stages
-from llama.ops.attention.sdpa import most_gathered_tokens
+from llama.ops.attention.sdpa import most_gathered_tokens, repeats_kv
 from llama.parallel.comm import SingleCommunicator
 from llama.parallel.layout import ParallelLayout
 from llama.parallel.shard import HeadShard, ffn_shard, head_shard
@@ -66,6 +66,11 @@ class RankFootprint:
     @property
     def kv_cache_bytes(self) -> int:
         return self.num_blocks * self.block_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """What a step may take, whatever is asked; the KV cache leaves it free."""
+        return self.activation_bytes + self.prompt_logprobs_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -196,6 +201,7 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
         max_seq_len=config.max_seq_len,
         windows=windows,
         n_grouped=min(most_gathered_tokens(work.device_type), n_cached),
+        repeats_kv=repeats_kv(work.device_type),
         dim=model.dim,
         head_dim=model.head_dim,
         q_width=len(own.heads) * model.head_dim,

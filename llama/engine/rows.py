@@ -36,8 +36,8 @@ class Rows:
 
         Where RoPE depends on the prompt's length, that is all tokens up to the last of this call,
         as in a forward pass of transformers with a cache.
-        Raises UsageError for shapes, positions or ids that the engine has no room for, and when
-        `start_pos` goes back to where the tokens before it are written over.
+        Raises UsageError for shapes, positions or ids that the engine has no room for, when
+        `start_pos` leaves a gap, and when it goes back to where tokens before it are written over.
         """
         self._check(token_ids, start_pos)
         rows = token_ids.tolist()
@@ -63,11 +63,15 @@ class Rows:
         )
 
     def _check(self, token_ids: Tensor, start_pos: int) -> None:
+        if not isinstance(token_ids, Tensor):
+            raise UsageError(f"forward takes a tensor of integer token ids, got {token_ids!r:.80}")
         if token_ids.ndim != 2 or not token_ids.numel():
             raise UsageError(
                 f"forward takes token ids (batch, seq) of at least one token, got "
                 f"{tuple(token_ids.shape)}"
             )
+        if token_ids.is_floating_point():
+            raise UsageError(f"forward takes integer token ids, got {token_ids.dtype}")
         n_rows, n_new = token_ids.shape
         if n_rows > self._n_rows:
             raise UsageError(
@@ -80,10 +84,20 @@ class Rows:
                 f"positions {start_pos} to {start_pos + n_new - 1} are outside max_seq_len "
                 f"{self._config.max_seq_len}"
             )
+        if start_pos:
+            self._check_continues(n_rows, start_pos)
+
+    def _check_continues(self, n_rows: int, start_pos: int) -> None:
+        known = min(self._ends[:n_rows])
+        if start_pos > known:
+            raise UsageError(
+                f"start_pos {start_pos} leaves a gap: {known} positions of these rows are "
+                f"computed; go on at {known} or before it"
+            )
         end = max(self._ends[:n_rows])
         kept_from = max(0, end - self._ring_blocks * self._config.block_size)
         seen_from = 0 if self._window is None else max(0, start_pos - self._window + 1)
-        if start_pos and seen_from < kept_from:
+        if seen_from < kept_from:
             raise UsageError(
                 f"start_pos {start_pos} sees positions from {seen_from} on, but the sliding window "
                 f"of {self._window} moved on to {end}, and only those from {kept_from} on are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -34,7 +35,7 @@ class ScoreOutput:
         return perplexity(self.loss)
 
 
-def mean_loss(logprobs: tuple[float, ...] | list[float]) -> float:
+def mean_loss(logprobs: Sequence[float]) -> float:
     """Mean negative logprob, in nats a token, summed without rounding."""
     return -math.fsum(logprobs) / len(logprobs)
 

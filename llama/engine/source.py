@@ -36,12 +36,26 @@ class ModelSource:
         Raises CheckpointError, UsageError for a chat format that it cannot write.
         """
         tokenizer = Tokenizer(str(self.tokenizer_path or find_tokenizer(self.ckpt_dir)))
+        if self.tokenizer_path is None:
+            tokenizer = with_added_tokens(tokenizer, n_rows=reader.config.vocab_size)
         check_vocabulary(reader.config, tokenizer, format=reader.format, ckpt_dir=self.ckpt_dir)
         picked = pick_chat_format(tokenizer, family=reader.family)
         tokenizer.chat_format = self.chat_format or picked
         if self.chat_format is not None:  # tried now, not when the weights are loaded
             encode_dialog(tokenizer, [Message(role="user", content="")])
         return tokenizer
+
+
+def with_added_tokens(tokenizer: Tokenizer, *, n_rows: int) -> Tokenizer:
+    """The tokenizer.json beside a tokenizer.model, where it alone has tokens added later for which
+    the weights have rows: fine-tuned chat models end their answers with such a token.
+    """
+    path = Path(tokenizer.model_path)
+    beside = path.with_name("tokenizer.json")
+    if path.name != "tokenizer.model" or tokenizer.n_words >= n_rows or not beside.is_file():
+        return tokenizer
+    larger = Tokenizer(beside)
+    return larger if tokenizer.n_words < larger.n_words <= n_rows else tokenizer
 
 
 def check_vocabulary(

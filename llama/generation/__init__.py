@@ -10,6 +10,7 @@ from llama.generation.predictions import (
 from llama.generation.top_p import sample_top_p
 from llama.tokenizer import Dialog, Message, Role
 from llama.tokenizer.chat import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS
+from llama.tokenizer.chat.codellama70b import encode_codellama70b as dialog_prompt_tokens
 from llama.tokenizer.infilling import infilling_prompt_tokens
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Llama",
     "Message",
     "Role",
+    "dialog_prompt_tokens",
     "infilling_prompt_tokens",
     "sample_top_p",
 ]

@@ -96,19 +96,23 @@ class Llama:
         top_p: float = 0.9,
         logprobs: bool = False,
         echo: bool = False,
+        *,
+        stop_token: int | None = None,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Token ids that continue each prompt, and their natural-log probabilities if asked.
 
         A row has at most `max_gen_len` new ids, and prompt and answer together max_seq_len. It ends
         before its first stop token. With `echo` the prompt comes first, the logprob of its first
         token being 0.0; a stop token inside the prompt then ends the row there, as in Meta's
-        package. `temperature` 0 is greedy. Logprobs are those before temperature and top_p.
+        package. `stop_token` takes the place of the tokenizer's own ones, as in Code Llama's.
+        `temperature` 0 is greedy. Logprobs are those before temperature and top_p.
 
         Raises UsageError for arguments out of range, RankMismatchError when ranks disagree on them.
         """
         settings = Settings(max_gen_len, temperature, top_p, logprobs, echo)
-        self._agree("generate", prompt_tokens, settings)
-        rows = self._rows(prompt_tokens, settings)
+        self._agree("generate", [prompt_tokens, stop_token], settings)
+        stop_tokens = None if stop_token is None else [stop_token]
+        rows = self._rows(prompt_tokens, settings, stop_tokens=stop_tokens)
         return [row for row, _ in rows], [values for _, values in rows] if logprobs else None
 
     def text_completion(
@@ -122,13 +126,12 @@ class Llama:
     ) -> list[CompletionPrediction]:
         """Text that continues each prompt. `max_gen_len` None stands for max_seq_len - 1.
 
-        Otherwise as `generate`, over bos and the encoded prompt.
+        Otherwise as `generate`, over the encoded prompt, with bos before it as the model expects.
         """
         settings = Settings(self._or_longest(max_gen_len), temperature, top_p, logprobs, echo)
         self._agree("text_completion", prompts, settings)
         check_is_list("prompts", prompts, of="texts")
-        bos = self.tokenizer.adds_bos
-        encoded = [self.tokenizer.encode(prompt, bos, False) for prompt in prompts]
+        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
         return [
             CompletionPrediction(
                 generation=self.tokenizer.decode(row), **self._details(row, values, logprobs)

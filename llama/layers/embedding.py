@@ -15,7 +15,7 @@ from llama.ops.sampling import finite_rows
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import replicated, vocab_shard
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64
 """Rows whose local logits `ParallelLMHead.logprobs` has in memory together."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from llama.checkpoint.canonical import EMBEDDING
 from llama.checkpoint.files.part import MemoryTensor
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.formats.meta_layout import is_rope_table
@@ -19,7 +20,7 @@ from llama.engine.build import load_stage, make_cache
 from llama.engine.decide import resolve_dtype
 from llama.engine.engine import Engine
 from llama.engine.inside import ModelOutput
-from llama.errors import UsageError
+from llama.errors import CheckpointError, UsageError
 from llama.model.args import ModelArgs
 from llama.models.decoder import tensor_names
 from llama.models.record import Recorder
@@ -138,10 +139,13 @@ class Transformer(nn.Module):
         one shard of several and for unknown names, CheckpointError when something is missing.
         """
         tensors = {name: t for name, t in state_dict.items() if not is_rope_table(name)}
-        embedding = tensors.get("tok_embeddings.weight")
+        if EMBEDDING not in tensors:
+            raise CheckpointError(
+                f"the state dict lacks {EMBEDDING}; give all of a model's tensors"
+            )
         vocab_size = self.params.vocab_size
-        if vocab_size < 1 and embedding is not None:
-            vocab_size = embedding.shape[0]
+        if vocab_size < 1:
+            vocab_size = tensors[EMBEDDING].shape[0]
         config = self.params.to_config(vocab_size=vocab_size)
         _refuse_shard(tensors, config)
         known = tensor_names(config)

@@ -109,22 +109,16 @@ class DecoderStage(nn.Module):
         self._tp = tp
         self._attention: AttentionBackend = resolve(ATTENTION, attention, kind="attention backend")
         self._windows = stage_windows(config, stage, max_positions=max_positions)
-        learned = None
-        if architecture.learned_positions:
-            learned = _learned_positions(config, max_positions)
+        learned = (
+            _learned_positions(config, max_positions) if architecture.learned_positions else None
+        )
         self.rotary = Rotary(config, max_positions) if learned is None else None
         self.tok_embeddings: VocabParallelEmbedding | None = None
         self.pos_embeddings: PositionEmbedding | None = None
         self.norm: nn.Module | None = None
         self.output: ParallelLMHead | None = None
         if stage.is_first:
-            self.tok_embeddings = VocabParallelEmbedding(
-                config.vocab_size, config.dim, tp=tp, name="tok_embeddings", dtype=dtype
-            )
-            if learned is not None:
-                self.pos_embeddings = PositionEmbedding(
-                    learned, config.dim, name="pos_embeddings", dtype=dtype
-                )
+            self._add_embeddings(learned, dtype=dtype)
         self.layers = nn.ModuleDict(
             {
                 str(index): architecture.make_block(config, tp=tp, dtype=dtype)
@@ -133,11 +127,25 @@ class DecoderStage(nn.Module):
         )
         if stage.is_last:
             self.norm = architecture.make_norm(config, name="norm", dtype=dtype)
-            self.output = ParallelLMHead(
-                config.vocab_size, config.dim, tp=tp, name="output", dtype=dtype
+            self._add_head(dtype)
+
+    def _add_embeddings(self, learned_positions: int | None, *, dtype: torch.dtype) -> None:
+        config = self.config
+        self.tok_embeddings = VocabParallelEmbedding(
+            config.vocab_size, config.dim, tp=self._tp, name="tok_embeddings", dtype=dtype
+        )
+        if learned_positions is not None:
+            self.pos_embeddings = PositionEmbedding(
+                learned_positions, config.dim, name="pos_embeddings", dtype=dtype
             )
-            if config.tied_embeddings and self.tok_embeddings is not None:
-                self.output.weight = self.tok_embeddings.weight
+
+    def _add_head(self, dtype: torch.dtype) -> None:
+        config = self.config
+        self.output = ParallelLMHead(
+            config.vocab_size, config.dim, tp=self._tp, name="output", dtype=dtype
+        )
+        if config.tied_embeddings and self.tok_embeddings is not None:
+            self.output.weight = self.tok_embeddings.weight
 
     def materialize(self, device: torch.device) -> None:
         """Memory for the parameters, and the RoPE table, on `device`."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from os import PathLike, fspath
-from os import stat as status_of
-from os.path import abspath, isdir
+from os.path import abspath, basename, isdir
+from pathlib import Path
 from typing import Any
 
 from llama.errors import CheckpointError, UsageError
-from llama.files.signature import accident
+from llama.files.signature import accident, regular_file
 from llama.registry import resolve
 from llama.tokenizer.find import find_tokenizer
 
@@ -48,7 +48,7 @@ class Tokenizer:
     special_tokens: dict[str, int]
 
     adds_bos: bool = True
-    """Whether the model was trained on texts that begin with bos. The faces begin prompts so."""
+    """Whether the model was trained on texts that begin with bos; see `encode_prompt`."""
     files: tuple[str, ...]
     chat_format: str | None
     """Name in `llama.tokenizer.chat.CHAT_FORMATS` of what models with this tokenizer were trained
@@ -80,6 +80,10 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    def encode_prompt(self, s: str) -> list[int]:
+        """Ids of a text to continue: after bos where `adds_bos`, or where the text is empty."""
+        return self.encode(s, self.adds_bos or not s, False)
+
     def decode(self, t: int | Sequence[int]) -> str:
         """Text of one id or several. Broken UTF-8 becomes U+FFFD. UsageError for an unknown id."""
         raise NotImplementedError
@@ -99,7 +103,10 @@ class Tokenizer:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def _checked_ids(self, t: int | Sequence[int]) -> list[int]:
-        ids = [t] if isinstance(t, int) else [int(token_id) for token_id in t]
+        try:
+            ids = [index(token_id) for token_id in (t if isinstance(t, Iterable) else (t,))]
+        except TypeError as error:
+            raise UsageError(f"token ids must be integers, got {t!r:.80}") from error
         for token_id in ids:
             if not 0 <= token_id < self.n_words:
                 raise UsageError(
@@ -130,13 +137,13 @@ def read_tokenizer_file(path: str | PathLike[str], *, limit: int = -1) -> bytes:
     """The first `limit` bytes of the file (all of them for -1); CheckpointError when it cannot be
     opened.
     """
+    place = Path(abspath(path))
+    regular_file(place)
     try:
-        if not stat.S_ISREG(status_of(path).st_mode):  # opening a named pipe would wait for ever
-            raise CheckpointError(f"tokenizer {abspath(path)} is not a regular file")
-        with open(path, "rb") as file:
+        with open(place, "rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise CheckpointError(f"cannot open tokenizer {abspath(path)}: {error.strerror}") from error
+        raise CheckpointError(f"cannot open {place}: {error.strerror}") from error
 
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
@@ -145,7 +152,10 @@ _TEKKEN = re.compile(rb'\{\s*"config"\s*:\s*\{')
 
 
 def tokenizer_kind(path: str | PathLike[str]) -> str:
-    """The name in TOKENIZERS of what reads this file, told by its first bytes, not by its name."""
+    """The name in TOKENIZERS of what reads this file, told by its first bytes.
+
+    Its name counts for tekken.json alone, which is JSON like others.
+    """
     head = read_tokenizer_file(path, limit=1024)
     text = head.lstrip()
     if _TIKTOKEN_LINE.match(head):
@@ -154,7 +164,7 @@ def tokenizer_kind(path: str | PathLike[str]) -> str:
     # bytes.
     if head.startswith(b"\n") and b"\0" in head:
         return "sentencepiece"
-    if _TEKKEN.match(text):
+    if _TEKKEN.match(text) or basename(path) == "tekken.json":
         return "tekken"
     if text.startswith(b"{"):
         return "gpt2" if _JSON_VOCABULARY.match(text) else "hf"

@@ -11,8 +11,8 @@ from llama.errors import CheckpointError
 from llama.tokenizer.base import Tokenizer, checked_text, read_tokenizer_file
 from llama.tokenizer.chat.pick import format_of_tokens
 from llama.tokenizer.chat.tags import STEP
+from llama.tokenizer.pieces import SPACE
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 INFILLING_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 # In Code Llama's files these are pieces like any other, which text can become.
 _MARKS = dict(

@@ -21,6 +21,7 @@ from llama.tokenizer.json_file import is_token_id, read_object
 from llama.tokenizer.library import guarded
 from llama.tokenizer.tiktoken import check_ranks, encodable_parts
 
+_MAX_SPECIAL = 65_536  # files reserve a thousand, and each gets a name here
 # What files up to v7 leave out.
 _FIRST_NAMES = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
@@ -102,9 +103,10 @@ def _ranks(value: Any, n_ranks: int, *, path: str) -> dict[bytes, int]:
             token, rank = base64.b64decode(entry["token_bytes"], validate=True), entry["rank"]
         except (binascii.Error, KeyError, TypeError, ValueError):
             token, rank = b"", None
-        if not token or not is_token_id(rank):
+        if not token or token in ranks or not is_token_id(rank):
             raise CheckpointError(
-                f"{path}: vocabulary entry {entry!r:.80} needs a rank and token_bytes in base64"
+                f"{path}: vocabulary entry {entry!r:.80} needs a rank and token_bytes in base64, "
+                "of its own"
             )
         ranks[token] = rank
     check_ranks(ranks, name=path)
@@ -113,6 +115,10 @@ def _ranks(value: Any, n_ranks: int, *, path: str) -> dict[bytes, int]:
 
 def _special(value: Any, n_special: int, *, path: str) -> dict[str, int]:
     """Ids by name. What the file does not name is called as in mistral-common."""
+    if n_special > _MAX_SPECIAL:
+        raise CheckpointError(
+            f"{path} has {n_special:,} special tokens; at most {_MAX_SPECIAL:,} are plausible"
+        )
     names = {at: f"<SPECIAL_{at}>" for at in range(n_special)}
     if value is None:
         names |= dict(enumerate(_FIRST_NAMES[:n_special]))

@@ -42,8 +42,8 @@ def test_every_token_but_the_first_is_scored_once(n_tokens: int, sizes: tuple[in
         (9, 4, 4, "--stride must be from 1 to max_seq_len - 1 = 3, got 4"),
         (9, 4, 0, "--stride must be from 1"),
         (9, 1, 1, "--max_seq_len must be at least 2"),
-        (1, 4, 2, "the text has 1 tokens"),
-        (0, 4, 2, "the text has 0 tokens"),
+        (1, 4, 2, "the text has 1 token"),
+        (0, 4, 2, "the text has 0 token"),
     ],
 )
 def test_what_cannot_be_cut(n_tokens: int, max_seq_len: int, stride: int, message: str) -> None:

@@ -96,7 +96,10 @@ def test_what_fits_comes_before_what_is_even() -> None:
     model = tiny_config(n_kv_heads=1, vocab_size=4_000_000)
     assert chosen(model, 3).startswith("1x3: ")
     wide, deep = (
-        footprint(work_of(model), layout).largest.total_bytes
+        max(
+            rank.total_bytes + rank.prompt_logprobs_bytes
+            for rank in footprint(work_of(model), layout).ranks
+        )
         for layout in (ParallelLayout(3, 1), ParallelLayout(1, 3))
     )
     assert wide < deep

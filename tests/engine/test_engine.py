@@ -219,7 +219,7 @@ def test_a_generate_in_between_overwrites_the_rows(ckpt_dir: str) -> None:
         ([[1]], -1, "positions -1 to -1 are outside max_seq_len 128"),
         ([[1, 64]], 0, "row 0: token 1 is 64; ids are integers from 0 to 63"),
         ([[1, 2], [3, -1]], 0, "row 1: token 1 is -1"),
-        ([[1.5]], 0, "row 0: token 0 is 1.5"),
+        ([[1.5]], 0, "integer token ids, got torch.float32"),
         ([1, 2], 0, r"token ids \(batch, seq\) of at least one token, got \(2,\)"),
         ([[]], 0, r"of at least one token, got \(1, 0\)"),
     ],
@@ -229,6 +229,17 @@ def test_forward_refuses_what_it_has_no_room_for(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         engine.forward_rows(torch.tensor(rows), start_pos)
+
+
+def test_forward_refuses_gaps_and_what_is_no_tensor(ckpt_dir: str) -> None:
+    fresh = make_engine(single(), ckpt_dir)
+    with pytest.raises(UsageError, match="start_pos 3 leaves a gap: 0 positions"):
+        fresh.forward_rows(torch.tensor([[1]]), 3)
+    fresh.forward_rows(torch.tensor([[1, 2], [3, 4]]), 0)
+    with pytest.raises(UsageError, match="start_pos 3 leaves a gap: 2 positions"):
+        fresh.forward_rows(torch.tensor([[5], [6]]), 3)
+    with pytest.raises(UsageError, match=r"a tensor of integer token ids, got \[\[5\]\]"):
+        fresh.forward_rows([[5]], 2)  # type: ignore[arg-type]
 
 
 def test_forward_needs_the_blocks_of_its_rows(ckpt_dir: str) -> None:
@@ -242,12 +253,14 @@ def test_forward_needs_the_blocks_of_its_rows(ckpt_dir: str) -> None:
 
 
 def test_requests_are_checked_before_any_is_made(engine: Engine) -> None:
-    first, *_ = engine.make_requests([[1]], [GREEDY])
+    seeds = {engine.make_requests([[1]], [GREEDY])[0].seed}
     with pytest.raises(UsageError, match="stop strings need a tokenizer"):
         engine.make_requests([[1], [2]], [GREEDY, replace(GREEDY, stop=("x",))])
-    with pytest.raises(UsageError, match=f"request {first.seq_id + 2} has a prompt of 129 tokens"):
+    with pytest.raises(UsageError, match="request 1 has a prompt of 129 tokens"):
         engine.make_requests([[1], [2] * 129], [GREEDY] * 2)
-    assert engine.make_requests([[1]], [GREEDY])[0].seq_id == first.seq_id + 1
+    made = engine.make_requests([[1], [2]], [GREEDY] * 2)
+    assert [request.seq_id for request in made] == [0, 1]
+    assert len(seeds | {request.seed for request in made}) == 3
 
 
 def poison(engine: Engine, value: float) -> None:

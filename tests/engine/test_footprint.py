@@ -126,6 +126,17 @@ def test_with_windows_nothing_grows_with_the_length(window: int | tuple[int, int
     assert rank_of(1000, (100, None)).num_blocks == 32 * 63
 
 
+@pytest.mark.parametrize(("n_kv_heads", "n_repeated"), [(8, 0), (2, 2 * 1000 * 32)])
+def test_cuda_repeats_keys_and_values_of_a_group(n_kv_heads: int, n_repeated: int) -> None:
+    model = tiny_config(n_kv_heads=n_kv_heads, ffn_dim=8, vocab_size=8)
+    config = EngineConfig(max_seq_len=1000, max_batch_size=1, max_num_batched_tokens=64)
+    on_cpu, on_cuda = (
+        footprint(Workload(model, config, torch.bfloat16, device), ParallelLayout(1)).ranks[0]
+        for device in ("cpu", "cuda")
+    )
+    assert on_cuda.activation_bytes - on_cpu.activation_bytes == 2 * n_repeated
+
+
 def test_what_cannot_be_cut_is_refused() -> None:
     with pytest.raises(UsageError, match="tp_size 9 exceeds n_heads 8"):
         plan_of(tiny_config(), 9, 1)

@@ -1,16 +1,13 @@
-"""Who goes first, who shares a plan, who is preempted, who is refused."""
+"""Who goes first, who shares a plan, who is preempted. Refusals: test_scheduler_refusals.py."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
-from llama.engine.plan import SequenceResult, StepResult
-from llama.engine.sequence import SamplingParams, Sequence
-from llama.errors import LlamaError, UsageError
-from tests.helpers.replica import VOCAB_SIZE, Replica
+from llama.errors import UsageError
+from tests.helpers.replica import Replica
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2, 3])
@@ -210,51 +207,6 @@ def test_output_may_fill_the_sequence_and_all_blocks_exactly() -> None:
         Replica(max_seq_len=18, num_blocks=4).add(16, max_tokens=None)
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
-def test_a_ring_serves_a_sequence_of_any_length(max_in_flight: int) -> None:
-    """Rings of two blocks in a cache of three: prompts of ten windows, one after the other."""
-    replica = Replica(
-        max_seq_len=200,
-        num_blocks=3,
-        window=8,
-        max_in_flight=max_in_flight,
-        max_num_batched_tokens=5,
-    )
-    for _ in range(3):
-        replica.add(80, max_tokens=100, ignore_eos=True, prompt_logprobs=True)
-    replica.finish_all()
-    replica.check_outputs()
-    assert replica.preempted == 0
-    assert {len(s.block_table) for plan in replica.plans for s in plan.sequences} == {2}
-
-
-def test_who_holds_a_full_ring_needs_no_more() -> None:
-    """Two rings fill the cache, which two ordinary sequences of this length could not share."""
-    for window, expected in ((8, 0), (None, 1)):
-        replica = Replica(num_blocks=4 if window else 20, window=window)
-        for _ in range(2):
-            replica.add(9, max_tokens=50, ignore_eos=True)
-        replica.finish_all()
-        replica.check_outputs()
-        assert replica.preempted == expected
-        firsts = [planned.seq_id for planned in replica.plans[0].sequences]
-        assert firsts == [0, 1]
-
-
-@pytest.mark.parametrize("max_in_flight", [1, 3])
-def test_a_preempted_ring_is_filled_again_in_chunks(max_in_flight: int) -> None:
-    """The first one grows into the third block of its ring, which only the other can give."""
-    replica = Replica(num_blocks=5, window=9, max_in_flight=max_in_flight, max_num_batched_tokens=7)
-    replica.add(2, max_tokens=40, ignore_eos=True)
-    other = replica.add(25, max_tokens=30, ignore_eos=True, prompt_logprobs=True)
-    replica.finish_all()
-    replica.check_outputs()
-    assert replica.preempted == 1
-    parts = [s for plan in replica.plans for s in plan.sequences if s.seq_id == other.seq_id]
-    began = [at for at, part in enumerate(parts) if part.start == 0]
-    assert len(began) == 2 and sum(parts[at].sample for at in range(*began)) > 0
-
-
 def test_an_abort_frees_the_blocks_when_the_plan_is_back() -> None:
     replica = Replica(max_in_flight=2, num_blocks=16)
     flying = replica.add(8, max_tokens=9)
@@ -311,69 +263,3 @@ def test_reset_forgets_everything() -> None:
     replica.add(8)
     replica.finish_all()
     replica.check_outputs()
-
-
-def request(prompt: list[Any], **params: Any) -> Sequence:
-    return Sequence(7, prompt, SamplingParams(**params), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("sequence", "message"),
-    [
-        (request([]), "request 7 has an empty prompt"),
-        (request([1] * 65), "a prompt of 65 tokens, max_seq_len is 64; shorten"),
-        (request([1, 50]), "prompt token 1 is 50; ids are integers from 0 to 49"),
-        (request([-1]), "prompt token 0 is -1"),
-        (request([True]), "prompt token 0 is True"),
-        (request([1.0]), "prompt token 0 is 1.0"),
-        (request([1], stop_token_ids=(3, 50)), "stop_token_ids 1 is 50"),
-        (
-            request([1] * 33),
-            "needs 12 KV blocks of 4 tokens, but the cache has 8; lower max_tokens",
-        ),
-        (request([1], max_tokens=None), "may reach 64 tokens, 1 of them prompt"),
-    ],
-)
-def test_what_can_never_run_is_refused(sequence: Sequence, message: str) -> None:
-    scheduler = Replica(num_blocks=8).scheduler
-    for refuse in (scheduler.check, scheduler.add):
-        with pytest.raises(UsageError, match=message):
-            refuse(sequence)
-    assert not scheduler.has_unfinished
-
-
-def test_a_number_in_use_is_refused() -> None:
-    replica = Replica()
-    replica.scheduler.add(request([1, 2]))
-    with pytest.raises(UsageError, match="request 7 is already there"):
-        replica.scheduler.add(request([1, 2]))
-
-
-def test_max_in_flight_below_one_is_refused() -> None:
-    with pytest.raises(UsageError, match="max_in_flight"):
-        Replica(max_in_flight=0)
-
-
-def test_results_that_do_not_belong_are_refused() -> None:
-    replica = Replica(max_in_flight=2, max_num_batched_tokens=4)
-    replica.add(8, prompt_logprobs=True)
-    first, second = replica.schedule(), replica.schedule()
-    assert first is not None
-    assert second is not None
-    right = replica.out[0][1]
-    with pytest.raises(LlamaError, match="not the oldest of 2 plans"):
-        replica.scheduler.update(second, right)
-    with pytest.raises(LlamaError, match="0 results came back for 1"):
-        replica.scheduler.update(first, StepResult(()))
-    with pytest.raises(LlamaError, match="0 prompt logprobs came back for 4 tokens"):
-        replica.scheduler.update(first, StepResult((SequenceResult(),)))
-
-
-@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
-def test_a_token_outside_the_vocabulary_is_refused(token_id: int) -> None:
-    replica = Replica()
-    replica.add(3)
-    plan = replica.schedule()
-    assert plan is not None
-    with pytest.raises(LlamaError, match=f"token id {token_id} was sampled"):
-        replica.scheduler.update(plan, StepResult((SequenceResult(token_id),)))

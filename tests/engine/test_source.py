@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from llama.errors import UnknownNameError, UsageError
 from llama.tokenizer import Tokenizer
 from tests.helpers.checkpoints import random_model, tiny_config, write_meta
 from tests.helpers.hf_files import write_hf
-from tests.helpers.library_files import write_json
+from tests.helpers.library_files import write_json, write_llama2_json
 from tests.helpers.mistral_files import write_mistral
 from tests.helpers.tokenizers import write_sentencepiece
 
@@ -56,3 +57,16 @@ def test_metas_format_leaves_it_to_the_tokenizer_and_all_to_the_user(folder: Pat
         opened(ModelSource(folder, chat_format="vicuna"))
     with pytest.raises(UsageError, match="the Llama 3 chat format needs Llama 3's special tokens"):
         opened(ModelSource(folder, chat_format="llama3"))
+
+
+@pytest.mark.parametrize(("n_rows", "n_words"), [(400, 400), (480, 400), (500, 500), (512, 500)])
+def test_tokens_added_later_count_where_the_weights_have_them(
+    folder: Path, n_rows: int, n_words: int
+) -> None:
+    """400 words in tokenizer.model, 500 in tokenizer.json."""
+    write_llama2_json(folder)
+    config = replace(CONFIG, vocab_size=n_rows)
+    write_hf(folder, config, random_model(config))
+    assert opened(ModelSource(folder)).n_words == n_words
+    named = ModelSource(folder, tokenizer_path=folder / "tokenizer.model")
+    assert opened(named).n_words == 400

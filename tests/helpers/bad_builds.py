@@ -145,6 +145,11 @@ LLM_BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
         refused(UsageError, "unknown engine option max_tokens", "known: max_seq_len"),
     ),
     "block_size of zero": ({"block_size": 0}, refused(UsageError, "block_size", "got 0")),
+    "num_blocks as text": ({"num_blocks": "3"}, refused(UsageError, "num_blocks", "got '3'")),
+    "memory_fraction as text": (
+        {"memory_fraction": "all"},
+        refused(UsageError, "memory_fraction must be in (0, 1], got 'all'"),
+    ),
     "unknown attention": (
         {"attention": "magic"},
         refused(UnknownNameError, "magic", "known: auto, flash, naive, sdpa"),

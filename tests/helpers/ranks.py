@@ -242,7 +242,9 @@ def _processes() -> ForkServerContext | SpawnContext:
 
 def _rank_main(pipe: Connection, job: bytes, stack_file: str, debug: str) -> None:
     """A rank's life: run the job, report, and when all went well wait to be let go."""
-    os.environ[DEBUG] = debug  # a fork server has the environment of its own start
+    os.environ[DEBUG] = debug  # a fork server has the environment, and torch, of its own start
+    if "torch.distributed" in sys.modules:
+        sys.modules["torch.distributed"].set_debug_level_from_env()
     with open(stack_file, "w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks)
         try:

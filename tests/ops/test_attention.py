@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama.errors import UnknownNameError
-from llama.ops.attention import ATTENTION
+from llama.ops.attention import ATTENTION, sdpa
 from llama.ops.attention.sdpa import group_by_length
 from llama.registry import resolve
 from tests.helpers.attention_cases import (
@@ -60,6 +60,16 @@ def test_backends_agree_with_dense_attention(
     )
     for backend in BACKENDS:
         torch.testing.assert_close(case.run(backend), case.expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_heads_of_a_group_may_have_keys_of_their_own(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, for what takes a mask."""
+    monkeypatch.setattr(sdpa, "repeats_kv", lambda device_type: True)
+    case = make_case(MIXED, window=window, ring_blocks=2 if window else NO_RING)
+    torch.testing.assert_close(case.run("sdpa"), case.expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from itertools import pairwise
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -177,7 +178,8 @@ def test_an_unknown_name_lists_auto_too() -> None:
     [
         ((7, 5), torch.float16, 128, "compute capability 8.0, not 7.5"),
         ((8, 0), torch.float32, 128, "not torch.float32"),
-        ((9, 0), torch.float16, 512, "heads of at most 256, not 512"),
+        ((9, 0), torch.float16, 512, "at most 256, not 512"),
+        ((9, 0), torch.float16, 36, "a multiple of 8, at most 256, not 36"),
         ((8, 6), torch.bfloat16, 256, "flash_attn is not installed"),
     ],
 )
@@ -196,6 +198,39 @@ def test_what_flash_needs(
     assert name == "sdpa" and reason in found
     with pytest.raises(HardwareError, match=reason):
         choose("flash", gpu, dtype, head_dim)
+
+
+def kernel_of_an_early_version(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "package", [SimpleNamespace(flash_attn_varlen_func=kernel_of_an_early_version), ModuleType("")]
+)
+def test_a_package_without_the_kernel_is_not_used(
+    package: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    name, reason = choose("auto", torch.device("cuda"))
+    assert name == "sdpa" and "no flash_attn_varlen_func with a block_table" in reason
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import flash_attn_2_cuda", "No module named 'flash_attn_2_cuda'"),
+        ("raise ImportError('undefined symbol: at_cuda')", "undefined symbol: at_cuda"),
+    ],
+)
+def test_a_broken_package_says_what_is_broken(
+    code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flash_attn.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    with pytest.raises(HardwareError, match=f"cannot be imported: {reason}"):
+        flash.load_kernel()
 
 
 def test_where_flash_can_run_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

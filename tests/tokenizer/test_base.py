@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from llama.errors import CheckpointError
+from llama.errors import CheckpointError, UsageError
 from llama.tokenizer import Tokenizer
 from llama.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama.tokenizer.tiktoken import TiktokenTokenizer
+from tests.helpers.library_files import write_gpt2
 from tests.helpers.tokenizers import write_sentencepiece, write_tiktoken
 
 
@@ -61,3 +63,22 @@ def test_a_path_that_cannot_be_opened_is_a_checkpoint_error(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe.model")
     with pytest.raises(CheckpointError, match=r"pipe\.model is not a regular file"):
         Tokenizer(tmp_path / "pipe.model")
+    with pytest.raises(CheckpointError, match="embedded null byte"):
+        Tokenizer("a\0b")
+
+
+def test_only_integers_are_ids(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model"))
+    hi = tokenizer.encode("hi", False, False)
+    assert tokenizer.decode(torch.tensor(hi)) == "hi"  # type: ignore[arg-type]
+    for wrong in ([5.7], 5.7, "12", None):
+        with pytest.raises(UsageError, match="token ids must be integers, got "):
+            tokenizer.decode(wrong)  # type: ignore[arg-type]
+
+
+def test_a_prompt_begins_with_bos_where_the_model_expects_it(tmp_path: Path) -> None:
+    spm = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model"))
+    gpt2 = Tokenizer(write_gpt2(tmp_path))
+    assert spm.encode_prompt("hi") == spm.encode("hi", True, False)
+    assert gpt2.encode_prompt("hi") == gpt2.encode("hi", False, False)
+    assert gpt2.encode_prompt("") == [gpt2.bos_id]

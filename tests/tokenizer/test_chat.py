@@ -125,6 +125,27 @@ def test_llama3_dialog(bpe: Tokenizer) -> None:
     ]
 
 
+def test_llama3_turns_and_an_empty_system(bpe: Tokenizer) -> None:
+    dialog = messages(
+        ("system", ""), ("user", "hello"), ("assistant", "hello world "), ("user", "hello")
+    )
+    assert encode_dialog(bpe, dialog) == [
+        BEGIN,
+        *[HEADER, SYSTEM, END_HEADER, BLANK, EOT],
+        *[HEADER, USER, END_HEADER, BLANK, HELLO, EOT],
+        *[HEADER, ASSISTANT, END_HEADER, BLANK, HELLO, WORLD, EOT],
+        *[HEADER, USER, END_HEADER, BLANK, HELLO, EOT],
+        *[HEADER, ASSISTANT, END_HEADER, BLANK],
+    ]
+
+
+def test_llama3_takes_roles_in_any_order_as_metas_does(bpe: Tokenizer) -> None:
+    ids = encode_dialog(bpe, messages(("user", "hello"), ("user", "hello"), ("assistant", "hello")))
+    assert [ids[at + 1] for at, token in enumerate(ids) if token == HEADER] == [
+        *[USER, USER, ASSISTANT, ASSISTANT]
+    ]
+
+
 def test_llama3_chat_format_has_metas_methods(bpe: Tokenizer) -> None:
     chat = ChatFormat(bpe)
     message: Any = {"role": "user", "content": "hello "}

@@ -48,10 +48,10 @@ def sentencepiece(folder: Path) -> tuple[Path, Encode]:
     return path, SentencePieceProcessor(model_file=str(path)).encode
 
 
-def codellama(folder: Path) -> tuple[Path, Encode | None]:
-    """Its library's own ids are not ours: it encodes the names of special tokens to them."""
-    write_codellama(folder / "tokenizer.model")
-    return folder / "tokenizer.model", None
+def codellama(folder: Path) -> tuple[Path, Encode]:
+    path = folder / "tokenizer.model"
+    write_codellama(path)
+    return path, SentencePieceProcessor(model_file=str(path)).encode
 
 
 def llama3(folder: Path) -> tuple[Path, Encode]:
@@ -90,7 +90,7 @@ def of_transformers(write: Callable[[Path], Path], name: str) -> Callable[[Path]
     return make
 
 
-KINDS: dict[str, Callable[[Path], tuple[Path, Encode | None]]] = {
+KINDS: dict[str, Callable[[Path], tuple[Path, Encode]]] = {
     "sentencepiece": sentencepiece,
     "code llama": codellama,
     "llama3": llama3,
@@ -105,6 +105,7 @@ class Pair:
     """Ours, and the ids of the library that it is made with."""
 
     def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
         path, self.library = KINDS[kind](folder)
         self.ours = Tokenizer(path)
         self.special = set(self.ours.special_tokens.values())
@@ -130,7 +131,9 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 def test_texts_come_back_by_the_librarys_ids(pair: Pair, texts: list[str]) -> None:
     for text in texts:
         ids = pair.ours.encode(text, False, False)
-        assert pair.library is None or ids == pair.library(text)
+        expected = pair.library(text)
+        # Code Llama's file alone would let a text become a special token.
+        assert ids == expected or (pair.kind == "code llama" and pair.special & set(expected))
         assert not pair.special & set(ids)
         assert pair.ours.decode(ids) == text
         pieces = streamed(pair.ours, ids)

@@ -98,6 +98,13 @@ BROKEN: list[tuple[Break, str]] = [
     (lambda s: s["vocab"].__setitem__(3, None), "vocabulary entry None needs a rank"),
     (lambda s: s["vocab"][3].update(rank=2.5), "vocabulary entry .* needs a rank"),
     (lambda s: s["vocab"][3].update(rank=2), "not the ranks 0 to"),
+    (lambda s: s["vocab"].__setitem__(-3, s["vocab"][0]), "vocabulary entry .* of its own"),
+    (
+        lambda s: s["config"].update(
+            default_num_special_tokens=2**30, default_vocab_size=2**30 + 291
+        ),
+        "1,073,741,824 special tokens; at most 65,536 are plausible",
+    ),
     (lambda s: s["vocab"][3].update(token_bytes="?"), "token_bytes in base64"),
     (lambda s: s["vocab"][3].update(token_bytes="/////w=="), "no token for byte 0x24"),
     (lambda s: s.update(special_tokens=[{"rank": 24, "token_str": "a"}]), "a rank below 24"),

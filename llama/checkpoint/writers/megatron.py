@@ -58,7 +58,7 @@ def _refuse(config: ModelConfig) -> None:
             and scaling.kind != "linear"
             and scaling != RopeScaling(factor=scaling.factor),
         },
-        possible="--to hf",
+        possible="--to hf, --to mistral (no biases)",
     )
 
 

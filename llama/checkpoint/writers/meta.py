@@ -68,7 +68,7 @@ def _refuse(config: ModelConfig) -> None:
             and config.head_dim * config.n_heads != config.dim,
             "its RoPE is scaled otherwise than Llama 3's": has_own_bands,
         },
-        possible="--to hf, --to megatron" if is_gpt2 else "--to hf, without biases --to mistral",
+        possible="--to hf, --to megatron" if is_gpt2 else "--to hf, --to mistral (no biases)",
     )
 
 

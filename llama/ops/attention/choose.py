@@ -46,6 +46,9 @@ def _check_flash(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> 
         raise HardwareError(f"flash_attn needs compute capability 8.0, not {found}")
     if dtype not in (torch.float16, torch.bfloat16):
         raise HardwareError(f"flash_attn computes in float16 or bfloat16, not {dtype}")
-    if head_dim > _MAX_HEAD_DIM:
-        raise HardwareError(f"flash_attn takes heads of at most {_MAX_HEAD_DIM}, not {head_dim}")
+    # it would pad other heads, and so copy the cache on every call
+    if head_dim > _MAX_HEAD_DIM or head_dim % 8:
+        raise HardwareError(
+            f"flash_attn takes heads of a multiple of 8, at most {_MAX_HEAD_DIM}, not {head_dim}"
+        )
     load_kernel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from itertools import accumulate
 from typing import Protocol
 
@@ -53,13 +54,21 @@ class Kernel(Protocol):
 
 
 def load_kernel() -> Kernel:
-    """The package's. Raises HardwareError when it cannot be imported, with the reason."""
+    """The package's. Raises HardwareError with the reason when it cannot be imported, or is one
+    that has no such function.
+    """
     try:
-        kernel: Kernel = import_module("flash_attn").flash_attn_varlen_func
-    except ModuleNotFoundError as error:
-        raise HardwareError("flash_attn is not installed") from error
+        package = import_module("flash_attn")
     except (ImportError, OSError) as error:  # built for another torch or CUDA
+        if isinstance(error, ModuleNotFoundError) and error.name == "flash_attn":
+            raise HardwareError("flash_attn is not installed") from error
         raise HardwareError(f"flash_attn cannot be imported: {error}") from error
+    kernel: Kernel | None = getattr(package, "flash_attn_varlen_func", None)
+    # flash-attn 4 has the package's name without this function; early versions know no pages
+    if kernel is None or "block_table" not in signature(kernel).parameters:
+        raise HardwareError(
+            "flash_attn has no flash_attn_varlen_func with a block_table; install the latest 2.x"
+        )
     return kernel
 
 

@@ -15,6 +15,7 @@ from llama.errors import CheckpointError
 from llama.tokenizer.base import Tokenizer, read_tokenizer_file
 from llama.tokenizer.chat.tags import B_INST, STEP
 from llama.tokenizer.json_file import read_object
+from llama.tokenizer.pieces import SPACE
 
 _MAX_TEMPLATE_BYTES = 1024**2
 
@@ -24,7 +25,7 @@ _OF_TOKEN: Mapping[str, str | None] = {
     "[SYSTEM_PROMPT]": None,
     B_INST: "mistral-v3",
     STEP: "codellama70b",
-    "\N{LOWER ONE EIGHTH BLOCK}<PRE>": "codellama",
+    f"{SPACE}<PRE>": "codellama",
 }
 _OF_TEMPLATE: Mapping[str, str | None] = {
     "<|start_header_id|>": "llama3",

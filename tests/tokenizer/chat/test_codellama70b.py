@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llama.errors import UsageError
+from llama.generation import dialog_prompt_tokens
 from llama.tokenizer import Tokenizer, encode_dialog
 from tests.helpers.tokenizers import append_pieces, write_sentencepiece
 
@@ -54,6 +55,11 @@ def test_a_dialog(tokenizer: Tokenizer, ids: dict[str, int]) -> None:
         *ANSWER,
     ]
     assert encode_dialog(tokenizer, dialog) == [BOS, *(ids[piece] for piece in expected)]
+
+
+def test_the_function_has_metas_name_too(tokenizer: Tokenizer) -> None:
+    dialog = messages(("system", "Yes"), ("user", "Hi"))
+    assert dialog_prompt_tokens(tokenizer, dialog) == encode_dialog(tokenizer, dialog)
 
 
 def test_without_a_system_an_empty_one_is_told(tokenizer: Tokenizer, ids: dict[str, int]) -> None:
