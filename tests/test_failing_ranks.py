@@ -82,7 +82,6 @@ def fail_by_hand(
 
 
 UNCAUGHT = [
-    ("build", "missing shard", "CheckpointError", "consolidated.01.pth is missing"),
     ("build", "world not divisible", "UsageError", "does not divide the world size 2"),
     ("build", "seed", "RankMismatchError", "seed: 7 on rank 0; 8 on rank 1"),
     ("call", "NaN temperature", "UsageError", "temperature must be a finite number, got nan"),
@@ -174,43 +173,44 @@ def test_an_exception_in_the_scheduler(files: Path, tmp_path: Path) -> None:
 
 LAUNCH = ["-O", "-m", "launch", "--nproc", "2"]
 TORCHRUN = ["-O", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+OVERFULL = "OutOfMemoryError: the cart is full; bring a larger one"
 FAILURES = [
-    ("build", "missing shard", 65, f"{HOST}] CheckpointError: consolidated.01.pth is missing"),
-    ("raise", "", 1, f"[rank 1 {HOST}] RuntimeError: the wheel fell off"),
-    ("typed", "", 71, f"[rank 1 {HOST}] OutOfMemoryError: the cart is full; bring a larger one"),
-    ("kill", "", 137, f"launch: rank 1 ({HOST}) was killed by SIGKILL"),
+    ("raise", 1, f"[rank 1 {HOST}] RuntimeError: the wheel fell off"),
+    pytest.param("typed", 71, f"[rank 1 {HOST}] {OVERFULL}", marks=pytest.mark.nightly),
+    ("kill", 137, f"launch: rank 1 ({HOST}) was killed by SIGKILL"),
 ]
 
 
 def launched(
-    launcher: list[str], mode: str, name: str, files: Path, out: Path
+    launcher: list[str], mode: str, files: Path, out: Path
 ) -> subprocess.CompletedProcess[str]:
     """A run of failing ranks, none of which is left."""
-    words = [*launcher, "-m", "tests.helpers.failing", mode, str(files), str(out), name]
+    words = [*launcher, "-m", "tests.helpers.failing", mode, str(files), str(out)]
     done = run(words, env={**USUAL, **OPTIMISED}, deadline_s=DEADLINE_S)
     pids = [int(path.read_text()) for path in out.glob("pid*")]
     assert len(pids) == 2 and not any(is_alive(pid) for pid in pids)
     return done
 
 
-@pytest.mark.parametrize(("mode", "name", "status", "line"), FAILURES)
+@pytest.mark.parametrize(("mode", "status", "line"), FAILURES)
 def test_the_launcher_ends_with_the_status_of_the_cause(
-    files: Path, tmp_path: Path, mode: str, name: str, status: int, line: str
+    files: Path, tmp_path: Path, mode: str, status: int, line: str
 ) -> None:
-    done = launched(LAUNCH, mode, name, files, tmp_path)
+    done = launched(LAUNCH, mode, files, tmp_path)
     assert done.returncode == status
-    assert done.stderr.count(line) == 1 or name
-    assert line in done.stderr
+    assert done.stderr.count(line) == 1
     assert ("Traceback" in done.stderr) == (status == 1)
 
 
 def test_plain_torchrun_ends_as_well(files: Path, tmp_path: Path) -> None:
-    done = launched(TORCHRUN, "raise", "", files, tmp_path)
+    done = launched(TORCHRUN, "raise", files, tmp_path)
     assert done.returncode != 0
     assert done.stderr.count(f"[rank 1 {HOST}] RuntimeError: the wheel fell off") == 1
 
 
-@pytest.mark.parametrize(("mode", "odd_rank"), [("raise", 3), ("leader", 0)])
+@pytest.mark.parametrize(
+    ("mode", "odd_rank"), [pytest.param("raise", 3, marks=pytest.mark.nightly), ("leader", 0)]
+)
 def test_a_program_that_catches_the_error_and_goes_on(
     files: Path, tmp_path: Path, mode: str, odd_rank: int
 ) -> None:
