@@ -203,6 +203,7 @@ def layout_job(info: RankInfo, ckpt_dir: str, tp: int, pp: int) -> dict[str, Any
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "pp", "dp"), LAYOUTS)
 def test_every_rank_of_every_layout_gets_the_same(
     ckpt_dir: str, one_process: dict[str, Any], tp: int, pp: int, dp: int

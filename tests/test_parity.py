@@ -92,6 +92,7 @@ def test_one_process(model: str, oracle: Oracle) -> None:
     check(distances(single(), folder, references, OPTIONS), references, where=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 @pytest.mark.parametrize("model", MODELS)
 def test_ranks(model: str, tp: int, pp: int, oracle: Oracle) -> None:

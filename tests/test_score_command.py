@@ -86,6 +86,7 @@ def test_long_texts_are_scored_in_windows(
     assert facts["tokens_per_s"] == pytest.approx(facts["n_scored"] / facts["elapsed_s"])
 
 
+@pytest.mark.slow
 def test_stdin_on_ranks(ckpt_dir: str, text_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [ckpt_dir, "--max_seq_len", "32", "--max_batch_size", "2"]
     expected = found([*words, text_file], capsys)

@@ -119,6 +119,7 @@ def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_megatron(path, LLAMA, LLAMA_WEIGHTS, names="core", vocab_divisible_by=1)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

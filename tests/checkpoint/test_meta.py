@@ -377,6 +377,7 @@ def bytes_read() -> int:
     return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_checks_survive_python_without_asserts(tmp_path: Path) -> None:
     write_meta(tmp_path, MHA, WEIGHTS, n_files=2)
     (tmp_path / "consolidated.01.pth").unlink()

@@ -372,6 +372,7 @@ def test_each_host_reads_for_itself(tmp_path: Path) -> None:
         assert loaded.digests == expected_digests(stage_at(config, 4, 1, rank), weights)
 
 
+@pytest.mark.slow
 def test_a_failure_on_one_host_stops_the_others(tmp_path: Path) -> None:
     config = tiny_config(**MEDIUM)
     write_meta(tmp_path, config, random_model(config))

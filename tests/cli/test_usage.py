@@ -159,7 +159,7 @@ GREEDY = ["--temperature", "0", "--max_tokens", "8", "--max_seq_len", "256"]
         (["--help"], ""),
         (["generate", "--help"], ""),
         (["generate", DEMO, "x", *GREEDY], ""),
-        (["chat", DEMO, "--tp", "2", *GREEDY], QUESTION),
+        pytest.param(["chat", DEMO, "--tp", "2", *GREEDY], QUESTION, marks=pytest.mark.slow),
     ],
     ids=lambda words: " ".join(words[:1]) if isinstance(words, list) else "",
 )

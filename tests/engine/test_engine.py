@@ -106,6 +106,7 @@ def preempting_job(context: ParallelContext, ckpt_dir: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 def test_with_few_blocks_sequences_are_recomputed_and_nothing_changes(
     ckpt_dir: str, tp: int, pp: int

@@ -15,6 +15,7 @@ from llama.ops.rope import apply_rope, inverse_frequencies, rope_table
 from llama.parallel.context import ParallelContext
 from tests.helpers import oracle
 from tests.helpers.batches import NewTokens, make_batch
+from tests.helpers.cases import run_cases
 from tests.helpers.checkpoints import random_model, tiny_config
 from tests.helpers.fill import fill
 from tests.helpers.ranks import run_layout
@@ -53,12 +54,14 @@ def attend(context: ParallelContext, config: ModelConfig) -> None:
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("heads", [(6, 2), (4, 1), (5, 5)])
 @pytest.mark.parametrize("tp", [1, 2, 3, 4])
-def test_interleaved(tp: int, heads: tuple[int, int], bias: bool) -> None:
-    config = tiny_config(n_heads=heads[0], n_kv_heads=heads[1], head_dim=8, attention_bias=bias)
-    run_layout(attend, config, tp=tp)
+def test_interleaved(tp: int) -> None:
+    configs = [
+        tiny_config(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=8, attention_bias=bias)
+        for n_heads, n_kv_heads in ((6, 2), (4, 1), (5, 5))
+        for bias in (False, True)
+    ]
+    run_cases(attend, [(config,) for config in configs], tp=tp)
 
 
 @pytest.mark.parametrize("tp", [1, 3])

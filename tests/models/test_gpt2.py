@@ -85,15 +85,8 @@ def test_one_process_answers_as_transformers(
     check(found[name], expected[name])
 
 
-@pytest.mark.parametrize(
-    ("tp", "pp"),
-    [
-        pytest.param(2, 1, marks=pytest.mark.slow),
-        (3, 1),
-        pytest.param(1, 2, marks=pytest.mark.slow),
-        (2, 2),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (1, 2), (2, 2)])
 def test_every_rank_answers_as_transformers(
     tp: int, pp: int, folders: dict[str, str], expected: dict[str, Answer]
 ) -> None:

@@ -61,15 +61,18 @@ def test_one_process(name: str, attention: str) -> None:
 
 
 SMALL = [(2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (2, 2)]
+CASES = [
+    *((name, tp, pp) for name in ("uneven", "biased") for tp, pp in SMALL),
+    ("rolling", 2, 2),
+    *(("tied", tp, pp) for tp, pp in [(3, 1), (1, 2), (2, 2)]),
+]
+FOUR_RANKS = [
+    pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case[1] * case[2] > 3
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "tp", "pp"),
-    [
-        *((name, tp, pp) for name in ("uneven", "biased") for tp, pp in SMALL),
-        ("rolling", 2, 2),
-        *(("tied", tp, pp) for tp, pp in [(3, 1), (1, 2), (2, 2)]),
-    ],
+    ("name", "tp", "pp"), [case for case in CASES if case[1] * case[2] < 4] + FOUR_RANKS
 )
 def test_layout(name: str, tp: int, pp: int) -> None:
     had_logits = run_layout(equals_oracle, ALL[name], "sdpa", tp=tp, pp=pp)

@@ -78,6 +78,7 @@ def wait_in_vain(info: RankInfo, op: str) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["all_reduce", "recv", "send"])
 def test_a_late_peer_is_a_timeout(op: str) -> None:
     """The groups are fairscale's: their own timeout would be half an hour."""
