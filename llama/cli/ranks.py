@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).parents[2]
 """The folder that this package was imported from."""
-RANK_PROGRAM = "import sys; sys.path[0] = {home!r}; from llama.cli import main; sys.exit(main())"
-"""With -m, Python would look for modules in the current folder first, which may be a checkpoint."""
+RANK_PROGRAM = (
+    "import sys; home = {home!r}; sys.path[:1] = [home] * (home not in sys.path[1:]); "
+    "from llama.cli import main; sys.exit(main())"
+)
+"""With -m, Python would look for modules in the current folder first, which may be a checkpoint.
+
+`home` takes its place only where nothing else leads there: site-packages must not come before the
+standard library.
+"""
 READY_FILE = "LLAMA_READY_FILE"
 """Names the file that rank 0 makes when Ctrl-C is for it to handle; see `launch.env`."""
 
