@@ -8,6 +8,7 @@ uncaught.
     ├── CheckpointError         65  weights, params.json or tokenizer: missing, broken, at odds
     ├── PeerLostError           69  another rank died or its connection broke
     ├── OutOfMemoryError        71  something does not fit; need and have (also a MemoryError)
+    ├── OutputError             74  a file cannot be written: full disk, no permission
     ├── RankTimeoutError        75  another rank did not answer in time (also a TimeoutError)
     ├── RankMismatchError       76  ranks were given different arguments, settings or files
     └── HardwareError           78  device, backend or launch environment cannot do what was asked
@@ -55,6 +56,12 @@ class OutOfMemoryError(LlamaError, MemoryError):
     """Weights or KV cache do not fit; the message has both numbers."""
 
     exit_code = 71
+
+
+class OutputError(LlamaError):
+    """A file or folder cannot be written; nothing half-written is left behind."""
+
+    exit_code = 74
 
 
 class RankTimeoutError(LlamaError, TimeoutError):

@@ -58,8 +58,8 @@ def convert(
 
     Memory stays below the largest tensor and a few chunks. `dst` appears when everything is on the
     disk; it must not exist or be empty, or hold a checkpoint and `overwrite` be given. Raises
-    UsageError for wrong arguments, CheckpointError for a model that the format cannot hold, for
-    what cannot be read or written, and when there is no room.
+    UsageError for wrong arguments, CheckpointError for a model that the format cannot hold and
+    for what cannot be read, OutputError for what cannot be written and when there is no room.
     """
     options = options or Options()
     _check_options(to, options)

@@ -19,7 +19,7 @@ from llama.checkpoint.files.data_file import DataFile
 from llama.checkpoint.files.names import plain_file
 from llama.checkpoint.folder import files_below, is_tokenizer_file
 from llama.checkpoint.wording import shortened
-from llama.errors import CheckpointError
+from llama.errors import CheckpointError, OutputError
 from llama.files.signature import regular_file
 
 CHECKLIST = "checklist.chk"
@@ -107,7 +107,7 @@ def write_manifest(folder: Path, *, progress: Progress | None = None) -> Path:
     """Write MANIFEST.sha256 over every file of `folder`; its path.
 
     The manifests and what `files_below` passes over are left out. An older one is replaced in one
-    step, when all is hashed. Raises CheckpointError.
+    step, when all is hashed. Raises CheckpointError, and OutputError when it cannot be written.
     """
     names = [name for name in files_below(folder) if name not in _ALGORITHMS]
     if not names:
@@ -129,7 +129,7 @@ def write_manifest(folder: Path, *, progress: Progress | None = None) -> Path:
         os.replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
     return target
 
 

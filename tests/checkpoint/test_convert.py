@@ -313,7 +313,7 @@ def test_a_full_disk_is_told_by_name(tmp_path: Path, to: str) -> None:
         text=True,
         timeout=DEADLINE_S,
     )
-    assert run.returncode == 65, run.stderr
+    assert run.returncode == 74, run.stderr
     assert "llama: error: cannot write" in run.stderr
     assert ("File too large" if to == "hf" else "limit") in run.stderr
     assert os.listdir(tmp_path) == ["a"]

@@ -275,6 +275,18 @@ def test_other_failures_pass_as_they_are(weights: dict[str, Tensor]) -> None:
         load_tiny(in_memory(weights), stage=Refusing())
 
 
+class LongWinded(Tiny):
+    def materialize(self, device: torch.device) -> None:
+        super().materialize(device)
+        torch.empty(2**60, dtype=torch.uint8)  # as a table of all positions would be
+
+
+def test_tables_that_do_not_fit_are_not_called_weights(weights: dict[str, Tensor]) -> None:
+    message = r"weights \(.*\) fit on cpu, but not the tables.*lower max_seq_len"
+    with pytest.raises(OutOfMemoryError, match=message):
+        load_tiny(in_memory(weights), stage=LongWinded())
+
+
 LIMITED = """
 import resource, torch
 from pathlib import Path

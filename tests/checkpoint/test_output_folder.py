@@ -7,7 +7,7 @@ import pytest
 
 from llama.checkpoint.writers.output_folder import output_folder
 from llama.checkpoint.writers.replaceable import is_replaceable
-from llama.errors import CheckpointError, UsageError
+from llama.errors import OutputError, UsageError
 
 
 def fill(place: Path, text: str = "new", *, overwrite: bool = False) -> None:
@@ -107,7 +107,7 @@ def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_no_room_is_told_with_both_numbers(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckpointError, match=r"has [\d,]+ bytes free, but 1,152,.* are needed"),
+        pytest.raises(OutputError, match=r"has [\d,]+ bytes free, but 1,152,.* are needed"),
         output_folder(tmp_path / "place", need_bytes=2**60),
     ):
         raise AssertionError("must not begin")
@@ -117,10 +117,10 @@ def test_no_room_is_told_with_both_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/place"])
 def test_a_file_in_the_way_is_told(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises((UsageError, CheckpointError), match=r"is a file|Not a directory|exists"):
+    with pytest.raises((UsageError, OutputError), match=r"is a file|Not a directory|exists"):
         fill(tmp_path / place)
 
 
 def test_where_nobody_may_write(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot write /proc/"):
+    with pytest.raises(OutputError, match="cannot write /proc/"):
         fill(Path("/proc/no_such_place/x"))

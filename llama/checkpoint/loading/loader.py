@@ -114,7 +114,12 @@ def _materialize(stage: Loadable, device: torch.device, *, available_bytes: int 
         if not is_full and "allocate memory" not in str(error):
             raise
         have = sum(p.nbytes for _, p in stage.named_parameters() if not p.is_meta)
-        raise _out_of_memory(need, have, device) from error
+        if have < need:
+            raise _out_of_memory(need, have, device) from error
+        raise OutOfMemoryError(
+            f"this rank's weights ({sized(need)}) fit on {device}, but not the tables of positions "
+            "that lie beside them; lower max_seq_len"
+        ) from error
 
 
 def _out_of_memory(need: int, have: int, device: torch.device) -> OutOfMemoryError:

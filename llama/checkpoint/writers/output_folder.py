@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama.errors import CheckpointError, UsageError
+from llama.errors import OutputError, UsageError
 
 _SPARE_BYTES = 16 * 2**20
 """For names, headers and what file systems round up."""
@@ -31,7 +31,7 @@ def output_folder(
     """An empty folder to fill, which becomes `place` unless the body raises.
 
     A `place` that is not empty is replaced when `is_replaceable` says so of it; None never does.
-    Raises UsageError when it must stay, CheckpointError when there is no room for `need_bytes` or
+    Raises UsageError when it must stay, OutputError when there is no room for `need_bytes` or
     something cannot be written, with nothing left behind.
     """
     place = Path(os.path.realpath(place))
@@ -69,13 +69,13 @@ def _reported(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = error.filename or place
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _check_room(folder: Path, need_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if need_bytes + _SPARE_BYTES > free:
-        raise CheckpointError(
+        raise OutputError(
             f"{folder} has {free:,} bytes free, but {need_bytes + _SPARE_BYTES:,} are needed; make "
             f"room or give a folder on another disk"
         )

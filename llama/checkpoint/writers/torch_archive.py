@@ -25,7 +25,7 @@ from llama.checkpoint.files.torch_file import load_object
 from llama.checkpoint.files.zip_directory import read_directory
 from llama.checkpoint.writers.output_file import Advance, Writing, write_all
 from llama.checkpoint.writers.output_tensor import OutputTensor
-from llama.errors import CheckpointError
+from llama.errors import OutputError
 
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _ENTRY_CHECKSUM_AT = 16
@@ -78,7 +78,7 @@ def _leaves(content: Mapping[str, Any]) -> dict[int, OutputTensor]:
 
 
 def _save_hollow(content: Mapping[str, Any], path: Path) -> None:
-    """The archive with holes where tensors belong. Raises CheckpointError, OSError."""
+    """The archive with holes where tensors belong. Raises OutputError, OSError."""
     with open(path, "wb"):
         pass  # what the system says against it is clearer than what torch does
     try:
@@ -86,7 +86,7 @@ def _save_hollow(content: Mapping[str, Any], path: Path) -> None:
             torch.save(_hollow(content), path)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(
+        raise OutputError(
             f"cannot write {path}: {reason}; see whether the disk is full or files have a limit"
         ) from error
 

@@ -11,7 +11,7 @@ from llama.checkpoint.files.part import MemoryTensor
 from llama.checkpoint.files.stored import StoredTensor
 from llama.checkpoint.writers.output_tensor import CHUNK_BYTES, OutputTensor, Repeated, Rows
 from llama.checkpoint.writers.torch_archive import TorchFile
-from llama.errors import CheckpointError
+from llama.errors import OutputError
 
 
 def output(tensor: torch.Tensor) -> OutputTensor:
@@ -79,5 +79,5 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         next(file.write(tmp_path / "missing" / "x.pth", lambda _: None))
     (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises((OSError, CheckpointError)):
+    with pytest.raises((OSError, OutputError)):
         next(file.write(tmp_path / "full", lambda _: None))
