@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llama.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from llama.engine.score import ScoreOutput as ScoreOutput
     from llama.engine.sequence import RequestOutput as RequestOutput
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from llama.tokenizer import Role as Role
     from llama.tokenizer import StreamDecoder as StreamDecoder
     from llama.tokenizer import Tokenizer as Tokenizer
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "llama.llm",

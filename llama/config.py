@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, Literal
 
 from llama.errors import UsageError
@@ -17,6 +18,15 @@ from llama.errors import UsageError
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_MAX_SEQ_LEN = 2048
 ROPE_KINDS = ("llama3", "linear", "dynamic")
+TIME_LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "init_timeout_s": 120.0,
+        "load_timeout_s": 300.0,
+        "step_timeout_s": 30.0,
+        "heartbeat_timeout_s": 5.0,
+    }
+)
+"""Fields of ParallelConfig that may be left open, and what holds then."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,11 @@ class ParallelConfig:
     A size "auto" is chosen for the checkpoint, by `llama.engine.decide.decide_layout`.
 
     `control_timeout_s` bounds the wait for rank 0's next plan; an interactive job idles that long.
+    Where there is a heartbeat it also bounds the wait for the stage before, over gloo.
+    `init_timeout_s` bounds the wait for all ranks (120), `load_timeout_s` a load without progress
+    (300), `step_timeout_s` a step without (30). A rank that is silent for `heartbeat_timeout_s` (5)
+    is given up; 0 is no heartbeat. None is LLAMA_INIT_TIMEOUT_S and so on, then those defaults.
+    Raises UsageError for a limit that is no finite number above 0.
     """
 
     tp_size: int | Literal["auto"] | None = None
@@ -147,8 +162,24 @@ class ParallelConfig:
     device: str | None = None
     backend: str | None = None
     timeout_s: float = 300.0
-    init_timeout_s: float = 120.0
+    init_timeout_s: float | None = None
+    load_timeout_s: float | None = None
+    step_timeout_s: float | None = None
+    heartbeat_timeout_s: float | None = None
     control_timeout_s: float = 86400.0
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "control_timeout_s"):
+            _check_seconds(name, getattr(self, name))
+        for name in TIME_LIMITS:
+            if getattr(self, name) is not None:
+                may_be_off = name == "heartbeat_timeout_s"
+                _check_seconds(name, getattr(self, name), may_be_off=may_be_off)
+
+    def limit_s(self, name: str) -> float:
+        """The limit of that name, one of TIME_LIMITS, or its default where it is open."""
+        given: float | None = getattr(self, name)
+        return TIME_LIMITS[name] if given is None else given
 
 
 @dataclass(frozen=True)
@@ -206,3 +237,16 @@ def _check_size(name: str, value: object, *, nullable: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+_MOST_SECONDS = 2_000_000
+"""23 days: torch counts milliseconds in 32 bits."""
+
+
+def _check_seconds(name: str, value: object, *, may_be_off: bool = False) -> None:
+    """Raises UsageError unless `value` is a finite number above 0, or 0 where that means off."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= _MOST_SECONDS or (value == 0 and not may_be_off):  # type: ignore[operator]
+        least = "0 (off) or more" if may_be_off else "above 0"
+        most = f", at most {_MOST_SECONDS}" if is_number and value > _MOST_SECONDS else ""  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number of seconds {least}{most}, got {value!r}")

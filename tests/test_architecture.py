@@ -78,7 +78,7 @@ ALLOWED = [
     ("strangers", "llama.checkpoint.loading.loader", "from llama.parallel.shard import Shard"),
     ("strangers", "llama.engine.engine", "from llama.models import decoder"),
     ("torch.distributed", "llama.parallel.comm", "import torch.distributed as dist"),
-    ("torch.distributed", "launch.agent", "from torch.distributed import TCPStore"),
+    ("torch.distributed", "launch.hardware", "from torch.distributed import TCPStore"),
     ("fairscale", "llama.parallel.fairscale", "import fairscale.nn.model_parallel"),
     ("fairscale", "llama.parallel.context", "from llama.parallel import fairscale"),
     ("no_torch", "llama.engine.runner", "import torch"),

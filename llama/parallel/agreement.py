@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 
@@ -18,6 +19,8 @@ from llama.errors import FailedElsewhereError, LlamaError, RankMismatchError
 from llama.parallel.comm import Communicator
 
 _MAX_SHOWN = 60
+_MAX_FIELDS = 16
+_MAX_VALUES = 4
 
 
 def share_texts(comm: Communicator, text: str) -> list[str]:
@@ -32,35 +35,42 @@ def share_texts(comm: Communicator, text: str) -> list[str]:
     return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def check_agreement(comm: Communicator, values: Mapping[str, object], *, host: str) -> None:
-    """Raise RankMismatchError on every rank unless all gave the same `values`. Collective.
+def check_agreement(
+    comm: Communicator, values: Mapping[str, object], *, host: str, is_leaving: bool = False
+) -> bool:
+    """Whether any rank `is_leaving`, once it is known that all gave the same `values`. Collective.
 
-    The error names each field that differs, what it is on which ranks, and the hosts of the odd
-    ones.
+    Raises RankMismatchError on every rank otherwise. It names each field that differs, what it is
+    on which ranks, and the hosts of the odd ones.
     """
     if comm.size == 1:
-        return
+        return is_leaving
     texts = {name: _canonical(value) for name, value in values.items()}
     digest = hashlib.sha256(_canonical(texts).encode()).digest()
-    rows = comm.all_gather(torch.tensor([list(digest)], dtype=torch.uint8), dim=0)
-    if bool((rows == rows[0]).all()):
-        return
+    mine = torch.tensor([[int(is_leaving), *digest]], dtype=torch.uint8)
+    rows = comm.all_gather(mine, dim=0)
+    if bool((rows[:, 1:] == rows[0, 1:]).all()):
+        return bool(rows[:, 0].any())
     shown = {name: _shortened(text) for name, text in texts.items()}
     replies = share_texts(comm, json.dumps({"host": host, "values": shown}))
     raise RankMismatchError(differences([json.loads(reply) for reply in replies]))
 
 
 def differences(replies: Sequence[Mapping[str, object]]) -> str:
-    """What the ranks disagree about, one clause a field; `replies` has {host, values} by rank."""
-    tables = [reply["values"] for reply in replies]
+    """What the ranks disagree about, one line a field; `replies` has {host, values} by rank.
+
+    Fields that are alike are left out, and so is what would make it longer than a screen.
+    """
+    tables = [_as_mapping(reply["values"]) for reply in replies]
     hosts = [str(reply["host"]) for reply in replies]
-    names = dict.fromkeys(name for table in tables for name in _as_mapping(table))
-    clauses = []
-    for name in names:
-        column = [str(_as_mapping(table).get(name, "absent")) for table in tables]
+    lines = []
+    for name in dict.fromkeys(name for table in tables for name in table):
+        column = [str(table.get(name, "absent")) for table in tables]
         if len(set(column)) > 1:
-            clauses.append(f"{name}: {_by_value(column, hosts)}")
-    return "give every rank the same; they disagree about " + " | ".join(clauses)
+            lines.append(f"  {name}: {_by_value(column, hosts)}")
+    if (n_more := len(lines) - _MAX_FIELDS) > 0:
+        lines[_MAX_FIELDS:] = [f"  and {n_more} more"]
+    return "\n".join(["give every rank the same; they disagree about", *lines])
 
 
 @contextmanager
@@ -117,12 +127,30 @@ def _by_value(column: Sequence[str], hosts: Sequence[str]) -> str:
     """'1 on ranks 0, 1, 3; 2 on rank 2 (hostB)': what most ranks have comes first."""
     counts = Counter(column)
     usual = counts.most_common(1)[0][0]
+    values = sorted(counts, key=lambda v: (v != usual, column.index(v)))
     parts = []
-    for value in sorted(counts, key=lambda v: (v != usual, column.index(v))):
+    for value in values[:_MAX_VALUES]:
         ranks = [rank for rank, v in enumerate(column) if v == value]
-        who = [str(r) if value == usual else f"{r} ({hosts[r]})" for r in ranks]
-        parts.append(f"{value} on {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(who)}")
+        who = _runs(ranks) if value == usual else _by_host(ranks, hosts)
+        parts.append(f"{value} on {'rank' if len(ranks) == 1 else 'ranks'} {who}")
+    if (n_more := len(values) - _MAX_VALUES) > 0:
+        parts.append(f"{n_more} other values on the rest")
     return "; ".join(parts)
+
+
+def _by_host(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """'4-7 (hostB), 9 (hostC)'."""
+    groups = groupby(ranks, key=lambda rank: hosts[rank])
+    return ", ".join(f"{_runs(list(own))} ({host})" for host, own in groups)
+
+
+def _runs(ranks: Sequence[int]) -> str:
+    """'0, 1, 4-7': three or more in a row are written as a range."""
+    parts = []
+    for _, run in groupby(enumerate(ranks), key=lambda item: item[1] - item[0]):
+        own = [rank for _, rank in run]
+        parts += [f"{own[0]}-{own[-1]}"] if len(own) > 2 else [str(rank) for rank in own]
+    return ", ".join(parts)
 
 
 def _canonical(value: object) -> str:

@@ -6,6 +6,7 @@ kept, never exchanged for something else; what was left open gets the best that 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +17,24 @@ from llama.parallel.device import DeviceFacts
 BackendName = Literal["nccl", "gloo", "none"]
 _BACKENDS = ("gloo", "nccl")
 _DEVICE_TYPES = ("cpu", "cuda", "mps")
+_INTEL = {"backend": "xccl", "device": "xpu"}
+"""What torch has for Intel's GPUs, and this package has not."""
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The transport of the data groups, "none" for one process, and why, in one line."""
+    """The transport of the data groups, "none" for one process, and why, in one line.
+
+    `is_surprising` when there are GPU drivers, and nobody has asked to do without them.
+    """
 
     name: BackendName
     reason: str
+    is_surprising: bool = False
+
+    def log_level(self, rank: int = 0) -> int:
+        """How loudly `rank` says so: one warning is enough."""
+        return logging.WARNING if self.is_surprising and rank == 0 else logging.INFO
 
 
 def parse_device(device: str | None) -> tuple[str | None, int | None]:
@@ -31,6 +42,8 @@ def parse_device(device: str | None) -> tuple[str | None, int | None]:
     if device is None:
         return None, None
     kind, colon, index = str(device).partition(":")
+    if kind == _INTEL["device"]:
+        return kind, None  # `choose` has more to say of it
     if kind not in _DEVICE_TYPES or (colon and not (kind == "cuda" and index.isdecimal())):
         raise UsageError(f"unknown device {device!r}; known: cpu, cuda, cuda:INDEX, mps")
     return kind, int(index) if index else None
@@ -48,6 +61,7 @@ def choose(
     `device` and `backend` are the user's explicit wishes. `is_alone` means one process without any
     process group. Raises HardwareError for what cannot be had, UsageError for what is unknown.
     """
+    _refuse_intel(facts, device=device, backend=backend)
     kind, _ = parse_device(device)
     if backend is not None and backend not in _BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: {', '.join(_BACKENDS)}")
@@ -61,8 +75,9 @@ def choose(
             f"backend 'nccl' cannot be used: {why_not_nccl}; leave the backend open or ask for "
             "'gloo'"
         )
+    is_surprising = kind is None and any(fact.driver_problem for fact in facts)
     if is_alone:
-        return chosen, BackendChoice("none", f"one process; {reason}")
+        return chosen, BackendChoice("none", f"one process; {reason}", is_surprising)
     if backend == "nccl" or not (backend or why_not_nccl):
         return chosen, BackendChoice("nccl", reason)
     if backend:
@@ -71,7 +86,18 @@ def choose(
         reason += f"; nccl cannot be used: {why_not_nccl}"
     if chosen != "cpu":
         reason += "; data is staged through the CPU"
-    return chosen, BackendChoice("gloo", reason)
+    return chosen, BackendChoice("gloo", reason, is_surprising)
+
+
+def _refuse_intel(facts: Sequence[DeviceFacts], *, device: str | None, backend: str | None) -> None:
+    for name, asked in (("device", device), ("backend", backend)):
+        if asked is not None and str(asked).partition(":")[0] == _INTEL[name]:
+            seen = [rank for rank, fact in enumerate(facts) if fact.xpu_count]
+            found = f"torch sees one on {_name(facts, seen)}" if seen else "torch sees none"
+            raise HardwareError(
+                f"{name} {asked!r} cannot be used: Intel GPUs are not supported ({found}); leave "
+                f"the {name} open or ask for {'cpu' if name == 'device' else 'gloo'!r}"
+            )
 
 
 def _choose_device(
@@ -104,9 +130,11 @@ def _why_not_gpu(facts: Sequence[DeviceFacts]) -> str:
     text = f"no usable GPU on {_name(facts, without)} ({facts[without[0]].cuda_problem})"
     driver = [rank for rank in without if facts[rank].has_driver]
     if driver:
+        build = facts[driver[0]].gpu_build
         text += (
             f"; warning: there is a GPU driver on {_name(facts, driver)}, but torch cannot use it "
-            "(a build without GPU support, or a driver that does not match)"
+            f"({f'a build for {build}' if build else 'a build without GPU support'}, or a driver "
+            "that does not match)"
         )
     return text
 

@@ -18,21 +18,24 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
-from llama.config import ParallelConfig
+from llama.config import TIME_LIMITS, ParallelConfig
 from llama.errors import PeerLostError, RankMismatchError, RankTimeoutError
-from llama.log import get_logger, prefix_log
+from llama.log import get_logger
 from llama.parallel import fairscale
 from llama.parallel.agreement import check_agreement, differences, raise_together
 from llama.parallel.backend import BackendChoice, choose, parse_device
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.device import DeviceFacts, probe
-from llama.parallel.failure import FailureRecord
+from llama.parallel.fingerprint import environment
 from llama.parallel.groups import GroupMaker, transport_of, try_all
 from llama.parallel.layout import Coordinates, ParallelLayout
+from llama.parallel.liveness.drain import EXIT_CODE, Drain
+from llama.parallel.liveness.parent import end_with_launcher
+from llama.parallel.liveness.vitals import ProcessFacts, Vitals
+from llama.parallel.liveness.whereabouts import Phase, Whereabouts
 from llama.parallel.mailbox import Mailbox
-from llama.parallel.progress import Board
-from llama.parallel.rendezvous import (
-    Launched,
+from llama.parallel.meeting.launched import Launched
+from llama.parallel.meeting.rendezvous import (
     World,
     join,
     leave,
@@ -40,7 +43,7 @@ from llama.parallel.rendezvous import (
     own_rank,
     share_through_store,
 )
-from llama.parallel.uncaught import install_hook
+from llama.parallel.progress import Board
 from llama.parallel.wish import resolve_layout, with_environment
 
 
@@ -65,9 +68,10 @@ class ParallelContext:
     messages: Communicator
     local: Communicator
     local_world_size: int = 1
-    _failure: FailureRecord = field(repr=False, kw_only=True)
+    load_timeout_s: float = TIME_LIMITS["load_timeout_s"]
+    drain: Drain = field(repr=False, kw_only=True)
+    _vitals: Vitals = field(repr=False, kw_only=True)
     _links: ExitStack = field(repr=False, kw_only=True)
-    _marks: ExitStack = field(repr=False, kw_only=True)
 
     @cached_property
     def mailbox(self) -> Mailbox:
@@ -75,12 +79,17 @@ class ParallelContext:
         return Mailbox(self.messages)
 
     @property
+    def whereabouts(self) -> Whereabouts:
+        """What this rank is doing, for its heartbeat: whoever begins something says so here."""
+        return self._vitals.record.whereabouts
+
+    @property
     def host(self) -> str:
         return socket.gethostname()
 
     def board(self) -> Board:
         """Where ranks tell each other how far they are. Every rank makes the n-th one alike."""
-        return Board(self._failure.store, rank=self.rank, size=self.layout.world_size)
+        return Board(self._vitals.record.store, rank=self.rank, size=self.layout.world_size)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -102,10 +111,14 @@ class ParallelContext:
     def agree(self, values: Mapping[str, object]) -> None:
         """Raise RankMismatchError on every rank unless all gave the same `values`. Collective.
 
-        Values are JSON data, or anything whose repr says what matters.
+        Values are JSON data, or anything whose repr says what matters. SystemExit on every rank
+        once one was asked to stop, see `Drain`.
         """
-        with self._hanging_up():
-            check_agreement(self.world, values, host=self.host)
+        with self._hanging_up(), self.whereabouts.during(Phase.WAIT, "comparing settings"):
+            leaving = self.drain.is_asked
+            leaving = check_agreement(self.world, values, host=self.host, is_leaving=leaving)
+        if leaving:
+            raise SystemExit(EXIT_CODE)
 
     @contextmanager
     def together(self, phase: str) -> Iterator[None]:
@@ -114,28 +127,27 @@ class ParallelContext:
         A rank whose body raised gets its own error, the others one of the same class that names it.
         `phase` ends the words "failed while ...". Raises PeerLostError when a rank dies.
         """
-        before, self._failure.phase = self._failure.phase, phase
         error: Exception | None = None
         try:
-            yield
+            with self.whereabouts.during(Phase.LOAD, phase):
+                yield
         except Exception as caught:
             error = caught
-        with self._hanging_up():
+        with self._hanging_up(), self.whereabouts.during(Phase.WAIT, phase):
             raise_together(self.world, error, phase=phase, host=self.host)
-        self._failure.phase = before
 
     def fail(self, error: BaseException) -> None:
         """Leave word of `error` for the ranks that will miss this one, and hang up on them.
 
         They notice at once, whatever this process does next. After this the context is of no use.
         """
-        self._failure.write(error)
+        self._vitals.fail(error)
         self._links.close()
 
     def close(self) -> None:
         """Give back what `initialize` made; groups that the program made stay. Idempotent."""
+        self._vitals.close()
         self._links.close()
-        self._marks.close()
 
     @contextmanager
     def _hanging_up(self) -> Iterator[None]:
@@ -162,34 +174,27 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
 
     Raises HardwareError (launch variables, device, backend), UsageError (sizes), RankMismatchError
     (ranks asked for different things), RankTimeoutError and PeerLostError. From here on a process
-    that was launched says of an uncaught error which rank it is, and exits with the error's status.
+    that was launched says of an uncaught error which rank it is, and exits with the error's status;
+    and its heartbeat ends it likewise when another rank is lost and this one cannot notice.
     """
     launched = Launched.from_environment(os.environ)
-    failure, marks = _mark(own_rank(launched))
+    end_with_launcher(os.environ)
+    vitals = Vitals(own_rank(launched))
     wish = with_environment(config or ParallelConfig(), os.environ)
-    world = meet(launched, timeout_s=wish.init_timeout_s)
-    if world is not None:
-        failure.store = world.store
-        _check_wishes(world, wish)
-    _, cuda_index = parse_device(wish.device)
-    facts = probe(local_rank=world.local_rank if world else None, cuda_index=cuda_index)
+    world = meet(launched, timeout_s=wish.limit_s("init_timeout_s"))
     if world is None:
+        facts = probe(local_rank=None, cuda_index=parse_device(wish.device)[1])
         resolve_layout(wish, world_size=1, existing=None)
         kind, choice = choose([facts], device=wish.device, backend=wish.backend, is_alone=True)
-        get_logger().info("device %s: %s", kind, choice.reason)
+        get_logger().log(choice.log_level(), "device %s: %s", kind, choice.reason)
         return _alone(_torch_device(kind, facts), choice)
-    with ExitStack() as undo:
-        return _join(world, wish, facts, failure=failure, marks=marks, undo=undo)
-
-
-def _mark(rank: int | None) -> tuple[FailureRecord, ExitStack]:
-    """Have this process's last words and log lines name its rank; the stack takes that back."""
-    host, marks = socket.gethostname(), ExitStack()
-    failure = FailureRecord(None, rank=rank or 0, host=host)
-    if rank is not None:
-        marks.callback(install_hook(failure, rank=rank, host=host))
-        marks.callback(prefix_log(rank, host))
-    return failure, marks
+    vitals.start(world, wish, launched=launched)
+    drain = Drain(is_enabled=launched is not None)
+    with vitals.failing_aloud(), ExitStack() as undo:
+        vitals.meet(_check_wishes(world, wish))
+        _, cuda_index = parse_device(wish.device)
+        facts = probe(local_rank=world.local_rank, cuda_index=cuda_index)
+        return _join(world, wish, facts, drain=drain, vitals=vitals, undo=undo)
 
 
 def _join(
@@ -197,8 +202,8 @@ def _join(
     wish: ParallelConfig,
     facts: DeviceFacts,
     *,
-    failure: FailureRecord,
-    marks: ExitStack,
+    drain: Drain,
+    vitals: Vitals,
     undo: ExitStack,
 ) -> ParallelContext:
     """The context of one rank of `world`. What is made stays only if everything succeeds."""
@@ -212,6 +217,8 @@ def _join(
     layout = resolve_layout(wish, world_size=world.size, existing=sizes)
     kind, choice = choose(all_facts, device=wish.device, backend=backend)
     device = _torch_device(kind, facts)
+    group = layout.replica_group(world.rank)
+    vitals.depend_on(group, computes_on_cpu=device.type == "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not world.is_given:
@@ -223,16 +230,19 @@ def _join(
         world.rank,
         hosts=tuple(other.shared_memory for other in all_facts),
         config=wish,
-        failure=failure,
+        failure=vitals.record,
         undo=undo,
     )
     communicators = maker.make(choice)
     try_all(communicators, device=device)
-    failure.phase = "running"
-    get_logger().info("device %s, backend %s: %s", device, choice.name, choice.reason)
+    whereabouts = vitals.record.whereabouts
+    whereabouts.phase, whereabouts.doing = Phase.IDLE, "running"
+    words = "device %s, backend %s: %s"
+    get_logger().log(choice.log_level(world.rank), words, device, choice.name, choice.reason)
     kept = undo.pop_all()
     # gloo aborts a process that exits with groups alive, now and then
     atexit.register(kept.close)
+    vitals.leave_at_exit()
     return ParallelContext(
         layout=layout,
         rank=world.rank,
@@ -240,20 +250,26 @@ def _join(
         backend=choice,
         **vars(communicators),
         local_world_size=sum(other.host == facts.host for other in all_facts),
-        _failure=failure,
+        load_timeout_s=wish.limit_s("load_timeout_s"),
+        drain=drain,
+        _vitals=vitals,
         _links=kept,
-        _marks=marks,
     )
 
 
-def _check_wishes(world: World, wish: ParallelConfig) -> None:
-    """Raise RankMismatchError unless all want the same, before any rank refuses its own wish."""
+def _check_wishes(world: World, wish: ParallelConfig) -> list[ProcessFacts]:
+    """Every rank's process, in rank order.
+
+    Raises RankMismatchError unless all want the same, before any rank refuses its own wish.
+    """
     kind = str(wish.device).partition(":")[0]  # each rank may ask for a GPU of its own
     values = {name: repr(value) for name, value in {**vars(wish), "device": kind}.items()}
-    mine = json.dumps({"host": socket.gethostname(), "values": values})
-    replies = [json.loads(text) for text in share_through_store(world, mine)]
+    values |= environment()
+    mine = {"host": socket.gethostname(), "values": values, "process": asdict(ProcessFacts.own())}
+    replies = [json.loads(text) for text in share_through_store(world, json.dumps(mine))]
     if any(reply["values"] != values for reply in replies):
         raise RankMismatchError(differences(replies))
+    return [ProcessFacts(**reply["process"]) for reply in replies]
 
 
 def _torch_device(kind: str, facts: DeviceFacts) -> torch.device:
@@ -274,7 +290,7 @@ def _alone(device: torch.device, choice: BackendChoice) -> ParallelContext:
         world=nobody,
         messages=nobody,
         local=nobody,
-        _failure=FailureRecord(None, rank=0, host=socket.gethostname()),
+        drain=Drain(is_enabled=False),
+        _vitals=Vitals(None),
         _links=ExitStack(),
-        _marks=ExitStack(),
     )

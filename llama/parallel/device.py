@@ -23,8 +23,9 @@ class DeviceFacts:
     """One rank's machine. `cuda_index` is the GPU that the rank would take.
 
     `cuda_problem` says why CUDA cannot be used, "" when a small product on that GPU came out right.
-    `has_driver` is whether a GPU driver shows itself, usable or not. Ranks with the same
-    `shared_memory` can map each other's files in /dev/shm.
+    `has_driver` is whether a GPU driver shows itself, usable or not, and `gpu_build` what GPUs this
+    torch is made for ("CUDA 12.8", "ROCm 6.4", "" for none). `xpu_count` are Intel's, which nothing
+    here computes on. Ranks with the same `shared_memory` can map each other's files in /dev/shm.
     """
 
     host: str
@@ -36,10 +37,23 @@ class DeviceFacts:
     has_nccl: bool = False
     has_mps: bool = False
     has_driver: bool = False
+    gpu_build: str = ""
+    xpu_count: int = 0
 
     @property
     def cuda_works(self) -> bool:
         return not self.cuda_problem
+
+    @property
+    def driver_problem(self) -> str:
+        """Why a GPU driver that shows itself is of no use, "" when it is or there is none."""
+        if self.cuda_works or not self.has_driver:
+            return ""
+        build = f"is built for {self.gpu_build}" if self.gpu_build else "is built without GPUs"
+        return (
+            f"there is a GPU driver on {self.host}, but torch, which {build}, cannot use it: "
+            f"{self.cuda_problem}"
+        )
 
 
 def probe(*, local_rank: int | None, cuda_index: int | None = None) -> DeviceFacts:
@@ -67,7 +81,15 @@ def probe(*, local_rank: int | None, cuda_index: int | None = None) -> DeviceFac
         has_nccl=dist.is_available() and dist.is_nccl_available(),
         has_mps=torch.backends.mps.is_available(),
         has_driver=any(path.exists() for path in _DRIVER_FILES),
+        gpu_build=_gpu_build(),
+        xpu_count=torch.xpu.device_count(),
     )
+
+
+def _gpu_build() -> str:
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
 
 
 def _shared_memory() -> str:

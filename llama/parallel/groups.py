@@ -19,8 +19,8 @@ from llama.errors import HardwareError
 from llama.parallel import fairscale
 from llama.parallel.backend import BackendChoice, BackendName
 from llama.parallel.comm import Communicator, SingleCommunicator
-from llama.parallel.failure import FailureRecord
 from llama.parallel.layout import ParallelLayout
+from llama.parallel.liveness.failure import FailureRecord
 from llama.parallel.torch_comm import TorchCommunicator, gloo_backends
 
 
@@ -98,7 +98,11 @@ class GroupMaker:
     def _data(self, axis: str, group: dist.ProcessGroup) -> Communicator:
         if dist.get_world_size(group) == 1:
             return SingleCommunicator()
-        return self._over(group, axis, self.config.timeout_s)
+        patience_s = self.config.timeout_s
+        if axis == "pp" and self.config.limit_s("heartbeat_timeout_s"):
+            # the stage before may compute for long, and the heartbeat knows whether it does
+            patience_s = self.config.control_timeout_s
+        return self._over(group, axis, patience_s)
 
     def _control(self, axis: str, groups: Iterable[tuple[int, ...]]) -> Communicator:
         """The communicator of this rank's group among `groups`, all of them made by all ranks."""

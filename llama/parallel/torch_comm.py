@@ -18,7 +18,8 @@ from torch import Tensor
 
 from llama.errors import LlamaError, PeerLostError, RankMismatchError, RankTimeoutError
 from llama.parallel.comm import Communicator, Work
-from llama.parallel.failure import FailureRecord
+from llama.parallel.liveness.failure import FailureRecord
+from llama.parallel.liveness.whereabouts import Whereabouts
 
 _MISMATCH = re.compile(r"mismatch between collectives", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -45,6 +46,8 @@ class TorchCommunicator(Communicator):
         self._group: dist.ProcessGroup | None = group
         self._under_way: WeakSet[_TorchWork] = WeakSet()
         self._failure = failure
+        self._whereabouts = Whereabouts() if failure is None else failure.whereabouts
+        self._calls: dict[tuple[str, int | None], str] = {}
         self._rank = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
         self._timeout = timedelta(seconds=timeout_s)
@@ -134,34 +137,46 @@ class TorchCommunicator(Communicator):
 
     @contextmanager
     def translated(self, op: str, *, peer: int | None = None) -> Iterator[None]:
-        """torch's errors of the body as ours, saying which ranks were to take part in `op`."""
+        """torch's errors of the body as ours, saying which ranks were to take part in `op`.
+
+        Everything that can wait for a rank happens in here, so here the heartbeat learns of it.
+        """
+        at, call = self._whereabouts, (op, peer)
+        at.awaited = self._global_ranks
+        at.waiting_for = self._calls.get(call) or self._named(call)
         try:
             yield
         except LlamaError:
             raise
         except RuntimeError as error:
-            typed = self._typed(error, op, peer)
+            typed = self._typed(error, self._named(call))
             if typed is None:
                 raise
             # torch's frames hold the group, which `close` could then not let go of
             raise typed from error.with_traceback(None)
+        at.n_done += 1  # before the next line: who reads that nothing is awaited reads this as well
+        at.waiting_for = None
 
-    def _typed(self, error: RuntimeError, op: str, peer: int | None) -> LlamaError | None:
-        """The error to raise instead; None when `error` is not about ranks."""
-        text = _SOURCE_LOCATION.sub("", str(error)).partition(". This is typically")[0]
+    def _named(self, call: tuple[str, int | None]) -> str:
+        """'tp all_reduce with rank 1', put together once."""
+        op, peer = call
         others = [rank for rank in self._global_ranks if rank != self._global_ranks[self._rank]]
         peers = others if peer is None else [self._global_ranks[peer]]
         word = "rank" if len(peers) == 1 else "ranks"
-        what = f"{self.axis} {op} with {word} {', '.join(map(str, peers))}"
+        name = f"{self.axis} {op} with {word} {', '.join(map(str, peers))}"
+        return self._calls.setdefault(call, name)
+
+    def _typed(self, error: RuntimeError, what: str) -> LlamaError | None:
+        """The error to raise instead; None when `error` is not about ranks."""
+        text = _SOURCE_LOCATION.sub("", str(error)).partition(". This is typically")[0]
         if _MISMATCH.search(text):
             return RankMismatchError(f"{what}: {text}")
         if not _LOST.search(f"{type(error).__name__} {error}"):
             return None
-        first = self._failure.read() if self._failure is not None else None
-        cause = f"; first failure: {first}" if first else ""
+        lost: LlamaError = PeerLostError(f"{what}: a rank is gone ({text})")
         if _TIMED_OUT.search(text):
-            return RankTimeoutError(f"{what}: no answer in time ({text}){cause}")
-        return PeerLostError(f"{what}: a rank is gone ({text}){cause}")
+            lost = RankTimeoutError(f"{what}: no answer in time ({text})")
+        return lost if self._failure is None else self._failure.explain(lost)
 
     def _ready(self, x: Tensor) -> Tensor:
         """`x` itself if the transport can use it as it lies, else a copy that it can use."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llama.config import ParallelConfig
+from llama.config import TIME_LIMITS, ParallelConfig
 from llama.errors import UsageError
 from llama.parallel.layout import ParallelLayout
 
@@ -14,9 +14,12 @@ from llama.parallel.layout import ParallelLayout
 def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> ParallelConfig:
     """`config`, its open fields filled from the variables that `python -m launch` sets.
 
-    Raises UsageError for a size that is no number.
+    The time limits are all set afterwards. Raises UsageError for a size or a limit that is no
+    number, and for a limit that ParallelConfig refuses.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        name: _limit_s(config, name, environ.get(f"LLAMA_{name.upper()}")) for name in TIME_LIMITS
+    }
     for name in ("tp_size", "pp_size", "device", "backend"):
         variable = f"LLAMA_{name.upper()}"
         text = environ.get(variable)
@@ -25,6 +28,18 @@ def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> Para
                 raise UsageError(f"{variable} must be a whole number, got {text!r}")
             found[name] = int(text) if name.endswith("_size") else text
     return replace(config, **found)
+
+
+def _limit_s(config: ParallelConfig, name: str, text: str | None) -> float:
+    if not text or getattr(config, name) is not None:
+        return config.limit_s(name)
+    try:
+        return replace(config, **{name: float(text)}).limit_s(name)  # type: ignore[arg-type]
+    except ValueError:  # a UsageError is one too
+        least = "0 (off) or more" if name == "heartbeat_timeout_s" else "above 0"
+        raise UsageError(
+            f"LLAMA_{name.upper()} must be a number of seconds {least}, got {text!r}"
+        ) from None
 
 
 def resolve_layout(

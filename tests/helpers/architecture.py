@@ -16,7 +16,7 @@ MAX_LINES = 300
 
 # Lower rows know nothing of higher ones. "llama" is the face, llama/__init__.py.
 ORDER = (
-    ("errors", "log", "registry", "files"),
+    ("errors", "log", "registry", "files", "version"),
     ("config",),
     ("parallel",),
     ("ops", "quant", "tokenizer"),
@@ -142,9 +142,7 @@ def no_pickle(module: Module) -> Iterator[str]:
 RULES: dict[str, Rule] = {
     "import_direction": import_direction,
     "strangers": strangers,
-    "torch.distributed": only_in(
-        ("llama.parallel", "launch.agent", "launch.hardware"), "torch.distributed"
-    ),
+    "torch.distributed": only_in(("llama.parallel", "launch.hardware"), "torch.distributed"),
     "fairscale": only_in(("llama.parallel.fairscale",), "fairscale"),
     "no_torch": no_torch,
     "file_length": file_length,

@@ -23,6 +23,7 @@ def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     None among `changes` takes a variable away.
     """
     stale = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "LLAMA_", "TORCHELASTIC_", "LOGLEVEL")
+    stale += ("SLURM_", "OMPI_", "PMI", "MPI_LOCAL", "LWS_")
     clean = {name: text for name, text in os.environ.items() if not name.startswith(stale)}
     clean["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [clean.get("PYTHONPATH")])])
     merged = {**clean, **changes}

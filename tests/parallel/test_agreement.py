@@ -13,7 +13,7 @@ from llama.errors import (
     RankMismatchError,
     UsageError,
 )
-from llama.parallel.agreement import differences, in_step, share_texts
+from llama.parallel.agreement import check_agreement, differences, in_step, share_texts
 from llama.parallel.context import ParallelContext, single
 from tests.helpers.ranks import run_layout
 
@@ -64,10 +64,44 @@ def test_long_values_are_shortened_but_still_told_apart() -> None:
     assert message.count("100003 characters") == 2
 
 
-def test_every_differing_field_has_a_clause() -> None:
-    replies = [{"host": h, "values": {"a": h, "b": "same", "c": h}} for h in ("x", "y")]
-    text = differences(replies)
-    assert text.endswith("a: x on rank 0; y on rank 1 (y) | c: x on rank 0; y on rank 1 (y)")
+def table(*rows: dict[str, Any]) -> list[str]:
+    """The lines about ranks with these values, two ranks a host."""
+    replies = [{"host": f"host{rank // 2}", "values": row} for rank, row in enumerate(rows)]
+    header, *lines = differences(replies).splitlines()
+    assert header == "give every rank the same; they disagree about"
+    return lines
+
+
+def test_only_differing_fields_have_a_line() -> None:
+    assert table({"a": 1, "b": 0, "c": 1}, {"a": 2, "b": 0, "c": 2}) == [
+        "  a: 1 on rank 0; 2 on rank 1 (host0)",
+        "  c: 1 on rank 0; 2 on rank 1 (host0)",
+    ]
+
+
+def test_many_ranks_and_hosts_fit_on_a_line() -> None:
+    odd = [{"a": int(rank in (3, 4, 5, 9))} for rank in range(10)]
+    assert table(*odd) == [
+        "  a: 0 on ranks 0-2, 6-8; 1 on ranks 3 (host1), 4, 5 (host2), 9 (host4)"
+    ]
+    (line,) = table(*({"a": rank} for rank in range(10)))
+    assert line.endswith("2 on rank 2 (host1); 3 on rank 3 (host1); 6 other values on the rest")
+
+
+def test_the_table_is_no_longer_than_a_screen() -> None:
+    lines = table(*({f"field {n}": rank for n in range(50)} for rank in range(2)))
+    assert len(lines) == 17 and lines[-1] == "  and 34 more"
+
+
+def leave(context: ParallelContext) -> list[bool]:
+    is_leaving = [context.rank == 1, False]
+    return [
+        check_agreement(context.world, {"a": 1}, host="", is_leaving=flag) for flag in is_leaving
+    ]
+
+
+def test_all_hear_that_one_is_leaving() -> None:
+    assert run_layout(leave, tp=3) == [[True, False]] * 3
 
 
 FAILING: dict[int, Exception] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,9 @@ def gpus(n: int, *, host: str = "a") -> list[DeviceFacts]:
 
 
 TWO_HOSTS = [*gpus(2), *gpus(2, host="b")]
+ONE_GPU_EACH = [replace(facts, cuda_count=1, cuda_index=0) for facts in gpus(2)]
+"""As under SLURM's --gpus-per-task=1: both are GPU 0 to their rank."""
+INTEL = DeviceFacts(host="c", xpu_count=2)
 BROKEN = replace(GPU, host="b", cuda_problem="no kernel image", has_driver=True)
 NO_NCCL = [replace(facts, has_nccl=False) for facts in gpus(2)]
 
@@ -30,7 +34,9 @@ NO_NCCL = [replace(facts, has_nccl=False) for facts in gpus(2)]
         ([CPU] * 2, {}, "cpu", "gloo", "no usable GPU on any rank (torch sees no GPU)"),
         (gpus(2), {}, "cuda", "nccl", "every rank has a working GPU of its own"),
         (TWO_HOSTS, {}, "cuda", "nccl", "every rank has a working GPU of its own"),
+        (ONE_GPU_EACH, {}, "cuda", "nccl", "every rank has a working GPU of its own"),
         ([GPU, GPU], {}, "cpu", "gloo", "ranks 0 and 1 share GPU 0 of a"),
+        (ONE_GPU_EACH[:1] * 2, {}, "cpu", "gloo", "ranks 0 and 1 share GPU 0 of a"),
         ([*gpus(1), CPU], {}, "cpu", "gloo", "no usable GPU on rank 1 (a)"),
         ([*gpus(1), BROKEN], {}, "cpu", "gloo", "on rank 1 (b) (no kernel image); warning: there"),
         (NO_NCCL, {}, "cuda", "gloo", "torch was built without NCCL on any rank; data is staged"),
@@ -65,6 +71,9 @@ def test_choice(
         ([MAC] * 2, {"device": "mps"}, "it serves one process, not 2 ranks"),
         ([CPU], {"device": "mps"}, "a has none"),
         ([CPU], {"backend": "nccl", "is_alone": True}, "no usable GPU on a"),
+        ([CPU], {"device": "xpu"}, "Intel GPUs are not supported (torch sees none)"),
+        ([CPU, INTEL], {"device": "xpu:1"}, "(torch sees one on rank 1 (c))"),
+        ([INTEL], {"backend": "xccl"}, "backend 'xccl' cannot be used: Intel GPUs are"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused(
@@ -90,6 +99,24 @@ def test_a_wish_that_cannot_be_met_is_refused(
 def test_one_process_needs_no_backend(facts: DeviceFacts, wish: str | None, device: str) -> None:
     kind, choice = choose([facts], device=wish, is_alone=True)
     assert (kind, choice.name) == (device, "none")
+
+
+@pytest.mark.parametrize(
+    ("fact", "wish", "rank", "level"),
+    [
+        (BROKEN, None, 0, logging.WARNING),
+        (BROKEN, None, 1, logging.INFO),
+        (BROKEN, "cpu", 0, logging.INFO),
+        (CPU, None, 0, logging.INFO),
+        (INTEL, None, 0, logging.INFO),
+    ],
+)
+def test_a_driver_of_no_use_is_warned_of_once(
+    fact: DeviceFacts, wish: str | None, rank: int, level: int
+) -> None:
+    for facts, is_alone in (([fact], True), ([fact, fact], False)):
+        _, choice = choose(facts, device=wish, is_alone=is_alone)
+        assert choice.log_level(rank) == level
 
 
 @pytest.mark.parametrize(

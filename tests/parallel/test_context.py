@@ -62,13 +62,44 @@ def test_sizes_that_do_not_fit(world: int, sizes: dict[str, int], message: str) 
 def test_the_launchers_variables_fill_what_is_left_open() -> None:
     environ = {"LLAMA_TP_SIZE": "2", "LLAMA_PP_SIZE": "3", "LLAMA_DEVICE": "cpu"}
     environ["LLAMA_BACKEND"] = "gloo"
-    asked = ParallelConfig(tp_size=4, timeout_s=7)
+    limits = {"load_timeout_s": 1.0, "step_timeout_s": 2.0, "heartbeat_timeout_s": 0.0}
+    asked = ParallelConfig(tp_size=4, timeout_s=7, init_timeout_s=3, **limits)
     assert with_environment(asked, environ) == ParallelConfig(
-        tp_size=4, pp_size=3, device="cpu", backend="gloo", timeout_s=7
+        tp_size=4, pp_size=3, device="cpu", backend="gloo", timeout_s=7, init_timeout_s=3, **limits
     )
     assert with_environment(asked, dict.fromkeys(environ, "")) == asked
     with pytest.raises(UsageError, match="LLAMA_PP_SIZE must be a whole number, got 'two'"):
         with_environment(asked, {"LLAMA_PP_SIZE": "two"})
+
+
+def test_open_time_limits_come_from_the_environment_then_from_the_defaults() -> None:
+    environ = {"LLAMA_STEP_TIMEOUT_S": "2.5", "LLAMA_HEARTBEAT_TIMEOUT_S": "0"}
+    environ["LLAMA_INIT_TIMEOUT_S"] = "1"
+    found = with_environment(ParallelConfig(init_timeout_s=9), environ)
+    limits = (found.init_timeout_s, found.load_timeout_s, found.step_timeout_s)
+    assert (*limits, found.heartbeat_timeout_s) == (9, 300, 2.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STEP", "soon"),
+        ("STEP", "0"),
+        ("INIT", "-1"),
+        ("LOAD", "nan"),
+        ("HEARTBEAT", "-1"),
+        ("INIT", "1e300"),
+    ],
+)
+def test_a_time_limit_that_is_none(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"LLAMA_{name}_TIMEOUT_S must be .*, got '{value}'"):
+        with_environment(ParallelConfig(), {f"LLAMA_{name}_TIMEOUT_S": value})
+
+
+@pytest.mark.parametrize("limit", [{"timeout_s": 0}, {"step_timeout_s": -1}, {"timeout_s": True}])
+def test_a_program_may_not_ask_for_such_a_limit_either(limit: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"must be a number of seconds above 0, got "):
+        ParallelConfig(**limit)
 
 
 def test_single_is_one_process_without_a_group() -> None:

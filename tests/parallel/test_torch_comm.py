@@ -87,6 +87,20 @@ def test_a_late_peer_is_a_timeout(op: str) -> None:
     assert message.startswith(f"{RankTimeoutError.__name__}: tp {name} with rank 1: no answer")
 
 
+def wait_for_a_long_stage(context: ParallelContext) -> float:
+    if context.rank == 0:
+        time.sleep(2.5)
+        context.pp.isend(torch.ones(1), 1).wait()
+        return 1.0
+    return float(context.pp.recv(torch.zeros(1), 0))
+
+
+@pytest.mark.slow
+def test_a_stage_may_wait_for_long_for_the_one_before_it() -> None:
+    """That one computes all its layers meanwhile, and beats."""
+    assert run_layout(wait_for_a_long_stage, pp=2, timeout_s=1.0) == [1.0, 1.0]
+
+
 def differ(context: ParallelContext) -> None:
     x = torch.zeros(4 if context.rank else 6)
     context.tp.all_reduce(x)
@@ -110,7 +124,7 @@ def test_the_first_failure_is_part_of_the_message() -> None:
     for error in (errors[0], errors[2]):
         assert type(error) is PeerLostError
         assert "first failure: rank 1 (" in str(error)
-        assert "while loading layer 7: MemoryError: 12 GiB needed" in str(error)
+        assert "in LOAD (loading layer 7): MemoryError: 12 GiB needed" in str(error)
 
 
 def make_a_mistake(context: ParallelContext) -> None:

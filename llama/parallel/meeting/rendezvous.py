@@ -1,4 +1,4 @@
-"""How processes find each other: torchrun's variables, or the process group a program has made.
+"""How processes find each other: at a launcher's store, at rank 0's, or in a program's own group.
 
 What is here works through the store that all ranks share, before there is any group to talk over.
 Knows no layout and no device.
@@ -14,49 +14,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.rendezvous import rendezvous
 
-from llama.errors import HardwareError, RankTimeoutError
+from llama.errors import HardwareError, LlamaError, PeerLostError, RankTimeoutError
+from llama.parallel.meeting.launched import Launched
+from llama.parallel.meeting.meeting_place import find_meeting_place
+from llama.parallel.meeting.roll_call import LISTENING_S, Presence, roll_call, share_of_cores
+from llama.parallel.meeting.stores import within
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
-
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class Launched:
-    """What a launcher told this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    master: str
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Launched | None:
-        """From torchrun's variables; None when there is not a single one.
-
-        Raises HardwareError when only some are there, or when they make no sense.
-        """
-        missing = [name for name in _VARIABLES if not environ.get(name)]
-        if len(missing) == len(_VARIABLES):
-            return None
-        if missing:
-            present = ", ".join(name for name in _VARIABLES if name not in missing)
-            raise HardwareError(
-                f"the launch environment is incomplete: {present} set but {', '.join(missing)} "
-                "missing; start with torchrun or `python -m launch`, or unset all of them to run "
-                "one process"
-            )
-        rank, world_size, local_rank, port = (
-            _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-        )
-        if rank >= world_size:
-            raise HardwareError(f"RANK {rank} is outside WORLD_SIZE {world_size}")
-        return cls(rank, world_size, local_rank, f"{environ['MASTER_ADDR']}:{port}")
 
 
 @dataclass(frozen=True)
@@ -74,26 +43,63 @@ class World:
 
 
 def meet(launched: Launched | None, *, timeout_s: float) -> World | None:
-    """Reach the store that all ranks share; None for one process that nobody launched.
+    """Reach the store that all ranks share, and wait there for every one of them.
 
-    A default process group that exists wins over the variables. Raises HardwareError when the
-    meeting point cannot be used, RankTimeoutError when not everybody comes.
+    None for one process that nobody launched. A default process group that exists wins over the
+    variables. Ranks on the same cores share them out, unless OMP_NUM_THREADS is set. Raises
+    HardwareError when the meeting point cannot be used, RankTimeoutError when not everybody comes,
+    PeerLostError when who hosts the store ends meanwhile.
     """
     # A lazy connection ignores the timeout, so a rank that dies early would hang the others.
     os.environ.pop("TORCH_GLOO_LAZY_INIT", None)
     local_rank = launched.local_rank if launched else None
     if dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
-        store = _own_part(distributed_c10d._get_default_store(), rank)
-        return World(rank, size, local_rank, store, is_given=True)
-    if launched is None:
+        store, place = distributed_c10d._get_default_store(), "the store of the program's group"
+    elif launched is not None:
+        rank, size = launched.rank, launched.world_size
+        store, place = job_store(launched, timeout_s), f"the store at {launched.master}"
+    else:
         return None
+    with meeting_errors(f"the ranks could not meet at {place}"):
+        try:
+            store, presences = within(
+                lambda: _assemble(store, rank=rank, size=size, timeout_s=timeout_s),
+                timeout_s + 2 * LISTENING_S,
+            )
+        except dist.DistNetworkError as error:
+            raise PeerLostError(
+                f"{place} is gone: its host ended before all {size} ranks had come; look at what "
+                "rank 0 and the launcher printed"
+            ) from error
+    n_threads = share_of_cores(presences, rank)
+    if not os.environ.get("OMP_NUM_THREADS") and n_threads < torch.get_num_threads():
+        torch.set_num_threads(n_threads)
+    return World(rank, size, local_rank, store, is_given=dist.is_initialized())
+
+
+def job_store(launched: Launched, timeout_s: float) -> Store:
+    """This process's connection to the store of all ranks; `timeout_s` bounds its operations too.
+
+    Rank 0 hosts it unless the launcher does, on the one address that the ranks need. gloo and NCCL
+    are told to use that address's interface, unless they were told another. Raises HardwareError
+    when the address cannot be used, RankTimeoutError when nobody answers there.
+    """
     with meeting_errors(f"the ranks could not meet at {launched.master}"):
-        timeout = timedelta(seconds=timeout_s)
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        store = _own_part(store, rank)
-    return World(rank, size, local_rank, store, is_given=False)
+        place = find_meeting_place(launched, timeout_s=timeout_s)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ[name] = os.environ.get(name) or place.interface
+        if launched.hosts_store:
+            store = place.host(timeout_s=timeout_s)
+        else:
+            host = "the launcher" if launched.has_launcher_store else "rank 0"
+            store = place.reach(host=host, timeout_s=timeout_s)
+        return as_ranks_see(store, attempt=launched.attempt)
+
+
+def as_ranks_see(store: Store, attempt: int = 0) -> Store:
+    """The part of a launcher's store where `job_store` has its keys, apart from other attempts'."""
+    return distributed_c10d.PrefixStore(f"/worker/attempt_{attempt}", store)
 
 
 def own_rank(launched: Launched | None) -> int | None:
@@ -109,11 +115,10 @@ def expected_sizes(environ: Mapping[str, str]) -> tuple[int, int]:
     Raises HardwareError as `Launched.from_environment` does.
     """
     launched = Launched.from_environment(environ)
-    size = launched.world_size if launched else 1
+    size, on_host = (launched.world_size, launched.local_world_size) if launched else (1, None)
     if dist.is_initialized():
         size = dist.get_world_size()
-    on_host = environ.get("LOCAL_WORLD_SIZE", "")
-    return size, int(on_host) if on_host.isdecimal() and int(on_host) else size
+    return size, on_host or size
 
 
 def join(world: World, *, backend: str, timeout_s: float) -> None:
@@ -156,9 +161,11 @@ def meeting_errors(what: str) -> Iterator[None]:
     """torch's errors of the body as ours."""
     try:
         yield
+    except LlamaError:  # it may be an OSError as well
+        raise
     except (dist.DistError, RuntimeError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
-        if re.search("timed? ?out", text, re.IGNORECASE):
+        if isinstance(error, TimeoutError) or re.search("timed? ?out", text, re.IGNORECASE):
             raise RankTimeoutError(
                 f"{what} in time: {text}; look for a rank that did not start or has failed"
             ) from error
@@ -168,16 +175,16 @@ def meeting_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+def _assemble(
+    whole: Store, *, rank: int, size: int, timeout_s: float
+) -> tuple[Store, list[Presence]]:
+    store = _own_part(whole, rank)
+    return store, roll_call(store, rank=rank, size=size, timeout_s=timeout_s)
+
+
 def _own_part(store: Store, rank: int) -> Store:
     """Where this meeting leaves its keys: what an earlier one of the same processes left is stale.
 
     The n-th meeting of one rank is the n-th of the others.
     """
     return distributed_c10d.PrefixStore(f"llama/{store.add(f'llama/meetings/{rank}', 1)}", store)
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ[name]
-    if not text.isdecimal():
-        raise HardwareError(f"{name} must be a whole number, got {text!r}")
-    return int(text)

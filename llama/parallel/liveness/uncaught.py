@@ -6,7 +6,6 @@ its peers wait for it.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,21 +13,21 @@ from contextlib import suppress
 from types import TracebackType
 
 from llama.errors import LlamaError
-from llama.log import rank_prefix
-from llama.parallel.failure import FailureRecord, describe
+from llama.parallel.liveness.failure import FailureRecord, describe, exit_code
+from llama.parallel.liveness.last_words import LastWords
 
-_INTERRUPTED = 130
-_UNEXPECTED = 1
 _REPLACED = "_llama_replaced"
+_WORDS = "_llama_words"
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 
-def install_hook(failure: FailureRecord, *, rank: int, host: str) -> Callable[[], None]:
+def install_hook(record: FailureRecord, words: LastWords) -> Callable[[], None]:
     """Make this process end at its first uncaught exception; returns what takes that back.
 
-    stderr gets the error with the rank before every line: one line for our own errors, a traceback
-    for any other. A hook that the program had set is called first. The exit status is the error's.
+    stderr gets the error with the rank before every line: the message of our own errors, a
+    traceback for any other. A hook that the program had set is called first. The exit status is the
+    error's. Where the heartbeat is ending the process already, its words are the last ones.
     """
     previous: Hook = sys.excepthook
     previous = getattr(previous, _REPLACED, previous)  # of two of ours the newer one knows more
@@ -37,20 +36,21 @@ def install_hook(failure: FailureRecord, *, rank: int, host: str) -> Callable[[]
     is_the_programs = home not in ("sys", "torch.distributed.distributed_c10d")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        code = exit_code(error)
+        if not words.claim():
+            words.wait_for_the_end(code)
+        first = None
         with suppress(BaseException):
             if not isinstance(error, KeyboardInterrupt):
-                failure.write(error)
+                own = record.about_this_rank(describe(error), exit_code=code, error=error)
+                record.publish(error)
+                first = record.found or record.consequence or own
             if is_the_programs:
                 previous(kind, error, trace)
-            sys.stdout.flush()
-            prefix = rank_prefix(rank, host)
-            # torch's own hook, when it calls this one, has put a buffer in place of sys.stderr
-            stderr = sys.__stderr__ or sys.stderr
-            stderr.write("".join(f"{prefix} {line}\n" for line in report(error)))
-            stderr.flush()
-        os._exit(exit_code(error))
+        words.speak(report(error), exit_code=code, failure=first)
 
     setattr(hook, _REPLACED, previous)
+    setattr(hook, _WORDS, words)
     sys.excepthook = hook
 
     def restore() -> None:
@@ -60,17 +60,16 @@ def install_hook(failure: FailureRecord, *, rank: int, host: str) -> Callable[[]
     return restore
 
 
+def installed_words() -> LastWords | None:
+    """Those of the hook that is installed: a process speaks once, whatever contexts it has."""
+    return getattr(sys.excepthook, _WORDS, None)
+
+
 def report(error: BaseException) -> list[str]:
-    """The lines to print for `error`."""
+    """The lines to print for `error`; every line of a message of ours that has several."""
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
     if isinstance(error, LlamaError):
-        return [describe(error)]
+        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+        return [f"{type(error).__name__}: {lines[0]}", *lines[1:]] if lines else [describe(error)]
     return "".join(traceback.format_exception(error)).splitlines()
-
-
-def exit_code(error: BaseException) -> int:
-    """The process status for an uncaught `error`."""
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED
-    return error.exit_code if isinstance(error, LlamaError) else _UNEXPECTED

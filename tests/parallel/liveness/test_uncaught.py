@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llama.errors import CheckpointError, LlamaError, PeerLostError
-from llama.parallel.uncaught import exit_code
+from llama.errors import CheckpointError, LlamaError
+from llama.parallel.liveness.failure import exit_code
 from tests.helpers.programs import run, started
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def run_two(tmp_path: Path, program: str) -> list[tuple[int, str, str]]:
         return [(rank.returncode, *text) for rank, text in zip(ranks, texts, strict=True)]
 
 
-def test_one_of_our_errors_is_one_line_and_the_peer_knows_the_cause(tmp_path: Path) -> None:
+def test_one_of_our_errors_is_its_message_and_the_peer_knows_the_cause(tmp_path: Path) -> None:
     program = """
 print("before")
 if rank == 1:
@@ -51,13 +51,13 @@ if rank == 1:
 context.tp.all_reduce(torch.zeros(1))
 """
     (code, out, err), failed = run_two(tmp_path, program)
-    own_line = f"[rank 1 {HOST}] CheckpointError: shard 1 is broken\n"
-    assert failed == (CheckpointError.exit_code, "before\n", own_line)
-    assert (code, out) == (PeerLostError.exit_code, "before\n")
+    own_lines = f"[rank 1 {HOST}] CheckpointError: shard 1\n[rank 1 {HOST}] is broken\n"
+    assert failed == (CheckpointError.exit_code, "before\n", own_lines)
+    assert (code, out) == (CheckpointError.exit_code, "before\n")
     (line,) = err.splitlines()
     assert line.startswith(f"[rank 0 {HOST}] PeerLostError: tp all_reduce with rank 1: a rank is")
     assert f"first failure: rank 1 ({HOST}, pid" in line
-    assert line.endswith("while running: CheckpointError: shard 1 is broken")
+    assert line.endswith("in IDLE (running): CheckpointError: shard 1 is broken")
 
 
 def test_any_other_error_has_a_traceback_with_the_rank_on_every_line(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ context.world.barrier()
 """
     _, (code, _, err) = run_two(tmp_path, program)
     lines = err.splitlines()
-    assert code == 1
+    assert code == 70
     assert lines[0] == f"[rank 1 {HOST}] Traceback (most recent call last):"
     assert lines[-1] == f"[rank 1 {HOST}] KeyError: 'nothing of ours'"
     assert all(line.startswith(f"[rank 1 {HOST}] ") for line in lines)
@@ -118,8 +118,8 @@ def test_every_error_of_ours_has_its_exit_code(kind: type[LlamaError]) -> None:
     assert exit_code(kind("x")) == kind.exit_code
 
 
-def test_foreign_errors_exit_as_python_does() -> None:
-    assert exit_code(ValueError("x")) == 1
+def test_a_foreign_error_is_our_own_fault() -> None:
+    assert exit_code(ValueError("x")) == 70
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

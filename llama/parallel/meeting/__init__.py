@@ -1,0 +1,1 @@
+"""How processes become the ranks of one job: what launched them, where they meet, who has come."""
