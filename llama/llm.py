@@ -16,13 +16,13 @@ import torch
 from llama.config import ModelConfig, ParallelConfig
 from llama.engine.build import build_engine
 from llama.engine.decide import decide_layout
-from llama.engine.exchange import FinishedSequence
+from llama.engine.exchange import FinishedSequence, all_complete
 from llama.engine.output import final_text
 from llama.engine.score import ScoreOutput
 from llama.engine.sequence import RequestOutput, SamplingParams
 from llama.engine.sequence import Sequence as Request
 from llama.engine.source import ModelSource
-from llama.errors import UsageError
+from llama.errors import LlamaError, UsageError
 from llama.parallel.context import ParallelContext
 
 Prompt = str | Sequence[int]
@@ -112,7 +112,8 @@ class LLM:
 
         Leaders yield; on other ranks the iterator runs the job to its end without yielding, so
         every rank must exhaust it. Leaving the loop early on the leader aborts what is unfinished.
-        `prompt_logprobs` come with the last output of a request.
+        `prompt_logprobs` come with the last output of a request. One that fails by itself ends with
+        the `finish_reason` "error"; the leader raises its LlamaError when all others are done.
         """
         texts, token_ids, params = self._agreed(prompts, sampling_params)
         outputs = self._stream(texts, self.engine.make_requests(token_ids, params))
@@ -132,7 +133,7 @@ class LLM:
             self._check_scorable(f"prompt {number}", len(ids))
         return [
             ScoreOutput(result.prompt_token_ids, result.prompt_logprobs or ())
-            for result in self.engine.generate(token_ids, params)
+            for result in all_complete(self.engine.generate(token_ids, params))
         ]
 
     def _check_scorable(self, name: str, n_tokens: int) -> None:
@@ -151,7 +152,11 @@ class LLM:
     def _stream(
         self, texts: list[str | None], requests: list[Request]
     ) -> Generator[RequestOutput | None, None, None]:
-        """None once, before anything runs; then the outputs."""
+        """None once, before anything runs; then the outputs.
+
+        Raises LlamaError at the end, on the leader, when a request failed by itself.
+        """
+        failed = []
         outputs = self.engine.outputs
         # closed by hand: an error while stopping must reach the caller, not the garbage collector
         with closing(self.engine.stream(requests)) as running:
@@ -159,6 +164,8 @@ class LLM:
             yield None
             for request in running:
                 assert request is not None
+                if request.error:
+                    failed.append(request.error)
                 new_text = outputs.new_text(request) if outputs else ""
                 if not new_text and request.finish_reason is None:
                     continue
@@ -174,6 +181,8 @@ class LLM:
                     prompt_logprobs=result.prompt_logprobs if request.is_finished else None,
                     finish_reason=request.finish_reason,
                 )
+        if failed:
+            raise LlamaError(failed[0])
 
     def _agreed(
         self,

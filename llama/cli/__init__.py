@@ -42,7 +42,7 @@ _STOPPED = 128 + signal.SIGINT
 _PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows has not
 # An uncaught error reaches the hook of a rank, which tells the others and names the rank. torch
 # puts its own, which calls that one, in front.
-_RANK_HOOKS = ("llama.parallel.uncaught", "torch.distributed.distributed_c10d")
+_RANK_HOOKS = ("llama.parallel.liveness.uncaught", "torch.distributed.distributed_c10d")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,11 +85,12 @@ def _run(words: list[str]) -> int:
     command = understand(COMMANDS, words)
     from llama.cli.ranks import RankCommand, is_rank, start
 
-    if isinstance(command, RankCommand) and command.model.needs_ranks and not is_rank():
-        return start(words, command)
-    if is_rank():
-        # one from sitecustomize would print a traceback of what is one line here
-        sys.excepthook = sys.__excepthook__
+    if isinstance(command, RankCommand):
+        if is_rank():
+            # one from sitecustomize would print a traceback of what is one line here
+            sys.excepthook = sys.__excepthook__
+        elif command.model.needs_ranks:
+            return start(words, command)
     command.run()
     return 0
 

@@ -76,15 +76,21 @@ class Chat(RankCommand):
                 except BrokenPipeError:  # nobody reads the answers: an end like any other
                     from_rank_0([], llm)
                     raise
+                if llm.context.drain.is_asked:
+                    from_rank_0([], llm)
+                    return
 
     def _answer(self, prompt: list[int], llm: LLM, stop_key: StopKey) -> str:
-        """Print the answer as it comes; what there is when Ctrl-C is pressed is the answer."""
+        """Print the answer as it comes; what there is when Ctrl-C is pressed is the answer.
+
+        SIGTERM cuts it off as well: nobody would wait for the rest.
+        """
         pieces = []
         with closing(llm.stream(prompt, self.params)) as outputs:
             for output in outputs:
                 pieces.append(output.text)
                 print(output.text, end="", flush=True)
-                if stop_key.pressed:
+                if stop_key.pressed or llm.context.drain.is_asked:
                     break
         print(flush=True)
         return "".join(pieces)

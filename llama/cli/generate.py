@@ -37,6 +37,8 @@ class Generate(RankCommand):
         print("\n\n".join(_whole_text(output, llm.tokenizer) for output in outputs), flush=True)
         n_tokens = sum(len(output.token_ids) for output in outputs)
         say(f"{n_tokens} tokens in {elapsed_s:.2f} s ({n_tokens / elapsed_s:.1f} tokens/s)")
+        if n_aborted := sum(output.finish_reason == "abort" for output in outputs):
+            say(f"asked to stop: {n_aborted} of {len(outputs)} prompts were not begun")
         for line in stats:
             say(line)
 

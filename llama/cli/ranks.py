@@ -28,8 +28,8 @@ RANK_PROGRAM = (
 `home` takes its place only where nothing else leads there: site-packages must not come before the
 standard library.
 """
-READY_FILE = "LLAMA_READY_FILE"
-"""Names the file that rank 0 makes when Ctrl-C is for it to handle; see `launch.env`."""
+READY_FD = "LLAMA_READY_FD"
+"""Names the pipe where rank 0 writes when Ctrl-C is for it to handle; see `launch.env`."""
 
 
 class RankCommand(ABC):
@@ -43,8 +43,13 @@ class RankCommand(ABC):
 
 
 def is_rank() -> bool:
-    """Whether a launcher started this process."""
-    return "RANK" in os.environ
+    """Whether a launcher, srun or mpirun started this process among others.
+
+    Raises HardwareError when they did not say all that a rank needs to know.
+    """
+    from llama.parallel.meeting.launched import Launched
+
+    return Launched.from_environment(os.environ) is not None
 
 
 def start(words: Sequence[str], command: RankCommand) -> int:
@@ -52,7 +57,9 @@ def start(words: Sequence[str], command: RankCommand) -> int:
 
     Raises what `check` raises, and UsageError or HardwareError where this machine cannot do it.
     """
-    from launch.spawn import LaunchRequest, launch
+    from launch import env
+    from launch.request import LaunchRequest
+    from launch.spawn import launch
 
     model = command.model
     request = LaunchRequest(
@@ -62,7 +69,9 @@ def start(words: Sequence[str], command: RankCommand) -> int:
         pp=None if model.pp == "auto" else model.pp,
         backend=model.backend,
         device=model.device,
+        has_prefix=False,  # what rank 0 prints is the result
     )
+    env.quieten_torch(os.environ)
     check(model)
     return launch(request, forward_interrupt=command.is_conversation)
 
@@ -102,12 +111,12 @@ def from_rank_0(token_ids: list[int], llm: LLM) -> list[int]:
 @contextmanager
 def taking_interrupts() -> Iterator[None]:
     """While entered, the launcher passes Ctrl-C to this process instead of ending the job."""
-    path = os.environ.get(READY_FILE)
-    if path is None:
+    text = os.environ.get(READY_FD)
+    if text is None:
         yield
         return
-    Path(path).touch()
+    os.write(int(text), b"1")
     try:
         yield
     finally:
-        Path(path).unlink(missing_ok=True)
+        os.write(int(text), b"0")

@@ -32,6 +32,7 @@ from llama.log import get_logger
 from llama.models.decoder import DecoderStage, stage_of, tensor_names
 from llama.ops.attention.choose import choose_attention
 from llama.parallel.context import ParallelContext, initialize
+from llama.parallel.liveness.whereabouts import Phase
 from llama.tokenizer import Tokenizer
 
 
@@ -52,7 +53,8 @@ def build_engine(
     parallel, _ = decide_layout(source, parallel, engine_options=engine_options, dtype=dtype)
     context = initialize(parallel)
     try:
-        return _build(source, context, engine_options=engine_options, dtype=dtype, seed=seed)
+        with context.whereabouts.during(Phase.LOAD, "building the engine"):
+            return _build(source, context, engine_options=engine_options, dtype=dtype, seed=seed)
     except BaseException as error:
         context.fail(error)
         raise
@@ -90,8 +92,14 @@ def _build(
             get_logger().warning("%s: %s", reader.folder, warning)
     if source.verify:
         with context.together("verifying the checkpoint"):
-            local = context.local
-            verify_share(reader.folder, checked_files(reader), rank=local.rank, size=local.size)
+            local, at = context.local, context.whereabouts
+            verify_share(
+                reader.folder,
+                checked_files(reader),
+                rank=local.rank,
+                size=local.size,
+                progress=at.advance,
+            )
     stage, report = load_stage(reader, config=config, context=context, dtype=compute_dtype)
     reader.close()
     engine = Engine(
@@ -120,7 +128,14 @@ def load_stage(
     """This rank's stage with its weights, and what was read for it. Collective."""
     available_bytes = free_bytes(context.device, local_ranks=ranks_on_device(context))
     context.world.barrier()  # nobody takes memory before everybody has looked
-    with Progress(context.board()) as progress, context.together("loading the checkpoint"):
+    with (
+        Progress(
+            context.board(),
+            limit_s=context.load_timeout_s,
+            at_file=context.whereabouts.at_file,
+        ) as progress,
+        context.together("loading the checkpoint"),
+    ):
         attention, reason = choose_attention(
             config.attention,
             device=context.device,

@@ -17,7 +17,7 @@ from llama.engine.machine import Machine
 from llama.engine.source import ModelSource
 from llama.errors import UsageError
 from llama.parallel.backend import parse_device
-from llama.parallel.rendezvous import expected_sizes
+from llama.parallel.meeting.rendezvous import expected_sizes
 from llama.parallel.wish import with_environment
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama.config import EngineConfig, ModelConfig
-from llama.engine.exchange import FinishedSequence, share_results
+from llama.engine.exchange import FinishedSequence, all_sound, finished, share_results
 from llama.engine.inside import ModelOutput, forward_pass
 from llama.engine.output import OutputProcessor
 from llama.engine.pipeline import PlanRing
@@ -33,6 +33,7 @@ from llama.kvcache.cache import KVCache
 from llama.models.decoder import DecoderStage
 from llama.models.record import Recorder
 from llama.parallel.context import ParallelContext
+from llama.parallel.liveness.whereabouts import Phase
 from llama.tokenizer import Tokenizer
 
 
@@ -114,8 +115,14 @@ class Engine:
         """Leader: fill the ring, then take in the oldest plan's result.
 
         Returns the requests that gained a token or finished: none when that plan only computed
-        parts of prompts, or when nothing is left to run.
+        parts of prompts, or when nothing is left to run. Asked to stop, it aborts what has not
+        begun.
         """
+        with self.context.whereabouts.during(Phase.STEP, "generate"):
+            aborted = self.scheduler.abort_new() if self.context.drain.is_asked else []
+            return self._with_text([*aborted, *self._advance()])
+
+    def _advance(self) -> list[Request]:
         while len(self._in_flight) < self.context.layout.pp_size:
             plan = self.scheduler.schedule()
             if plan is None:
@@ -129,24 +136,26 @@ class Engine:
             return []
         self._most_in_flight = max(self._most_in_flight, len(self._in_flight))
         plan = self._in_flight.popleft()
-        return self._with_text(self.scheduler.update(plan, self._ring.collect()))
+        return self.scheduler.update(plan, self._ring.collect())
 
     def follow(self) -> None:
         """Every rank but the leader: run plans until the leader says stop."""
         while not (plan := self._ring.next_plan()).stop:
-            result = self.runner.run(plan)
-            if result is not None:
-                self._ring.answer(result)
+            with self.context.whereabouts.during(Phase.STEP, "generate"):
+                result = self.runner.run(plan)
+                if result is not None:
+                    self._ring.answer(result)
         self._flush()
 
     def stop_followers(self) -> None:
         """Leader: drop what is unfinished, drain the ring, and let the followers return."""
         for request in self.scheduler.unfinished():
             self.scheduler.finish(request.seq_id, "abort")
-        while self._in_flight:
-            self.scheduler.update(self._in_flight.popleft(), self._ring.collect())
-        self._ring.announce(BatchPlan.STOP)
-        self._flush()
+        with self.context.whereabouts.during(Phase.STEP, "ending a call"):
+            while self._in_flight:
+                self.scheduler.update(self._in_flight.popleft(), self._ring.collect())
+            self._ring.announce(BatchPlan.STOP)
+            self._flush()
         if self.outputs is not None:
             self.outputs.reset()
 
@@ -167,7 +176,8 @@ class Engine:
         Yields None once before anything runs, so that it can be entered without waiting. Then the
         leader of each replica yields every request that changed, after each step, out of those this
         replica serves (every dp_size-th); other ranks yield nothing. Closed early, it aborts what
-        is unfinished. Raises what `check_ready` does.
+        is unfinished; asked to stop (see `Drain`), what has not begun. Raises what `check_ready`
+        does.
         """
         self.check_ready()
         dp_rank = self.context.coordinates.dp_rank
@@ -175,7 +185,7 @@ class Engine:
         began = time.perf_counter()
         self._is_running = True
         try:
-            with self._fatal_unless_alone():
+            with self._fatal_unless_alone(), self.context.drain.possible():
                 if self.context.is_leader:
                     yield from self._lead(mine)
                 else:
@@ -190,17 +200,17 @@ class Engine:
     ) -> list[FinishedSequence]:
         """Collective over the world: every rank gives the same prompts and gets every result, in
         order.
+
+        Raises on every rank, when all requests are done, LlamaError for the first that failed by
+        itself; the engine stays of use.
         """
         requests = self.make_requests(prompts, params)
-        for _ in self.stream(requests):
-            pass
-        mine = {
-            index: FinishedSequence.of(request)
-            for index, request in enumerate(requests)
-            if request.finish_reason is not None
-        }
-        with self._fatal_unless_alone():
-            return share_results(mine, len(requests), context=self.context)
+        with self.context.drain.possible(), self.context.whereabouts.during(Phase.STEP, "generate"):
+            for _ in self.stream(requests):
+                pass
+            with self._fatal_unless_alone():
+                results = share_results(finished(requests), len(requests), context=self.context)
+        return all_sound(results)
 
     def forward_rows(self, token_ids: Tensor, start_pos: int) -> Tensor:
         """Logits (batch, seq, vocab_size) fp32 on the CPU of every rank; see `look_inside`."""
@@ -244,7 +254,8 @@ class Engine:
             changed = self._with_text([r for r in requests if r.is_finished])
             while changed or self.scheduler.has_unfinished:
                 yield from changed
-                self._forget(changed)
+                if self.outputs is not None:
+                    self.outputs.forget_finished(changed)
                 changed = self.step()
         except GeneratorExit:
             self.stop_followers()
@@ -259,11 +270,6 @@ class Engine:
                     request.finish("stop")
                 self.scheduler.finish(request.seq_id, "stop")
         return changed
-
-    def _forget(self, requests: list[Request]) -> None:
-        for request in requests:
-            if self.outputs is not None and request.is_finished:
-                self.outputs.forget(request)
 
     def _flush(self) -> None:
         """Wait until everything sent to other ranks has been received."""

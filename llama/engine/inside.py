@@ -19,6 +19,7 @@ from llama.models.decoder import stages
 from llama.models.record import Recorder
 from llama.parallel.comm import Communicator
 from llama.parallel.context import ParallelContext
+from llama.parallel.liveness.whereabouts import Phase
 from llama.parallel.shard import head_shard
 
 
@@ -41,6 +42,11 @@ def forward_pass(runner: ModelRunner, plan: BatchPlan, *, record: Recorder) -> M
 
     Collective over the replica.
     """
+    with runner.context.whereabouts.during(Phase.STEP, "forward"):
+        return _run_and_share(runner, plan, record=record)
+
+
+def _run_and_share(runner: ModelRunner, plan: BatchPlan, *, record: Recorder) -> ModelOutput:
     config, context = runner.stage.config, runner.context
     n_rows, n_new = len(plan.sequences), len(plan.sequences[0].token_ids)
     last = context.layout.pp_size - 1

@@ -6,6 +6,7 @@ can tell it; the incremental form here only exists to find stop strings early an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llama.engine.sequence import Sequence
@@ -68,8 +69,10 @@ class OutputProcessor:
         stream.n_emitted = max(end, stream.n_emitted)
         return text
 
-    def forget(self, sequence: Sequence) -> None:
-        self._streams.pop(sequence.seq_id, None)
+    def forget_finished(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.is_finished:
+                self._streams.pop(sequence.seq_id, None)
 
     def reset(self) -> None:
         """Forget every sequence."""

@@ -11,6 +11,7 @@ from collections import deque
 
 from llama.engine.plan import BatchPlan, StepResult
 from llama.parallel.context import ParallelContext
+from llama.parallel.liveness.whereabouts import Phase
 
 
 class PlanRing:
@@ -34,7 +35,8 @@ class PlanRing:
 
     def next_plan(self) -> BatchPlan:
         """Every other rank: the next plan, waiting for it."""
-        return BatchPlan.decode(self._mailbox.receive(self._leader))
+        with self._context.whereabouts.during(Phase.WAIT, "waiting for the next plan"):
+            return BatchPlan.decode(self._mailbox.receive(self._leader))
 
     def answer(self, result: StepResult) -> None:
         """Sampler: the result of the plan it just ran."""

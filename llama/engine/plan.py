@@ -113,11 +113,16 @@ BatchPlan.STOP = BatchPlan((), stop=True)
 
 @dataclass(frozen=True)
 class SequenceResult:
-    """`token_id` is -1 when nothing was sampled; `target_logprobs` has one number per target."""
+    """`token_id` is -1 when nothing was sampled; `target_logprobs` has one number per target.
+
+    `overflow_at` is the first position whose logits were not finite, and then there is nothing
+    else; -1 when all were.
+    """
 
     token_id: int = -1
     logprob: TokenLogprob | None = None
     target_logprobs: tuple[float, ...] = ()
+    overflow_at: int = -1
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ class StepResult:
     def encode(self) -> list[int]:
         fields = [len(self.sequences)]
         for result in self.sequences:
-            fields += [result.token_id, len(result.target_logprobs), *_bits(result.target_logprobs)]
+            fields += [result.token_id, result.overflow_at]
+            fields += [len(result.target_logprobs), *_bits(result.target_logprobs)]
             fields.append(int(result.logprob is not None))
             if result.logprob is not None:
                 logprob = result.logprob
@@ -189,7 +195,7 @@ def _decode_planned(fields: _Fields) -> PlannedSequence:
 
 
 def _decode_result(fields: _Fields) -> SequenceResult:
-    (token_id,) = fields.take(1)
+    token_id, overflow_at = fields.take(2)
     target_logprobs = fields.floats(fields.size())
     logprob = None
     if fields.flag():
@@ -198,7 +204,7 @@ def _decode_result(fields: _Fields) -> SequenceResult:
         size = fields.size()
         top = tuple(zip(fields.take(size), fields.floats(size), strict=True))
         logprob = TokenLogprob(own, value, top)
-    return SequenceResult(token_id, logprob, target_logprobs)
+    return SequenceResult(token_id, logprob, target_logprobs, overflow_at)
 
 
 def _runs(blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -57,17 +57,21 @@ class ModelRunner:
         self._dtype = dtype
         self._n_words = n_words
         self._sampler = Sampler()
+        self._whereabouts = context.whereabouts
+        self._watched = Recorder()
+        self._watched.at_layer = self._whereabouts.at_layer
         self._sending: deque[tuple[Work, Tensor]] = deque()
 
     @torch.inference_mode()
     def run(self, plan: BatchPlan) -> StepResult | None:
         """Run `plan`; the result on the rank that samples, None on every other."""
         began = time.perf_counter()
+        self._whereabouts.at_step(self.stats.n_plans + 1)
         batch = self._batch(plan)
         prepared = time.perf_counter()
         x = self._receive(batch)
         received = time.perf_counter()
-        hidden = self.stage(x, batch, self.cache)
+        hidden = self.stage(x, batch, self.cache, record=self._watched)
         result = None
         if self.context.is_last_stage:
             scored = self.stage.target_logprobs(hidden, batch, self._n_words)
@@ -86,6 +90,8 @@ class ModelRunner:
         """Logits (n_tokens, vocab_size) fp32 of every new token: on last stage tp rank 0, else
         None. `record` collects what the local layers show.
         """
+        record = record or Recorder()
+        record.at_layer = self._whereabouts.at_layer
         batch = self._batch(plan, all_logits=True)
         hidden = self.stage(self._receive(batch), batch, self.cache, record=record)
         if self.context.is_last_stage:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llama.engine.plan import BatchPlan, DrawParams, SequenceResult, StepResult
 from llama.engine.sequence import TokenLogprob
-from llama.errors import LlamaError
 from llama.ops.sampling import Draws, best_tokens, finite_rows, sample
 
 
@@ -26,20 +25,27 @@ class Sampler:
         """In plan order, `logits` (R, vocab) float32 has one row for each sequence that samples,
         `scored` (T,) float32 the logprob of each target.
 
-        Raises LlamaError that names the request when a row of logits, or a logprob, is not finite.
+        A sequence with a row of logits, or a logprob, that is not finite gets no token, only the
+        position; the others get theirs.
         """
         if logits.device.type == "mps":  # which has no float64
             logits = logits.cpu()
         draws = [planned.draw for planned in plan.sequences if planned.draw is not None]
         assert len(draws) == len(logits)
         logprobs = _by_sequence(scored, plan)
-        _check_finite(logits, logprobs, plan)
+        finite = finite_rows(logits)
+        overflows = _overflows(finite, logprobs, plan)
+        if overflows:
+            logits = logits.where(finite[:, None], 0.0)  # what is drawn there goes to nobody
         token_ids = _draw_token_ids(logits, draws)
         sampled = zip(token_ids.tolist(), _sampled_logprobs(logits, token_ids, draws), strict=True)
         results = []
         for planned, target_logprobs in zip(plan.sequences, logprobs, strict=True):
             token_id, logprob = next(sampled) if planned.draw is not None else (-1, None)
-            results.append(SequenceResult(token_id, logprob, target_logprobs))
+            if planned.seq_id in overflows:
+                results.append(SequenceResult(overflow_at=overflows[planned.seq_id]))
+            else:
+                results.append(SequenceResult(token_id, logprob, target_logprobs))
         return StepResult(tuple(results))
 
 
@@ -57,18 +63,18 @@ def _select(logits: Tensor, rows: list[int]) -> Tensor:
     return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
 
 
-def _check_finite(logits: Tensor, logprobs: list[tuple[float, ...]], plan: BatchPlan) -> None:
-    finite = iter(finite_rows(logits).tolist())
+def _overflows(
+    finite: Tensor, logprobs: list[tuple[float, ...]], plan: BatchPlan
+) -> dict[int, int]:
+    """By seq_id the first position with logits that are not finite; `finite` (R,) bool."""
+    rows_are_finite, found = iter(finite.tolist()), {}
     for planned, scores in zip(plan.sequences, logprobs, strict=True):
         rows = [row for row, score in enumerate(scores) if not math.isfinite(score)]
-        if planned.draw is not None and not next(finite):
+        if planned.draw is not None and not next(rows_are_finite):
             rows.append(len(planned.token_ids) - 1)
         if rows:
-            raise LlamaError(
-                f"request {planned.seq_id}: non-finite logits after position "
-                f"{planned.start + rows[0]}; verify the checkpoint, or use a dtype with more range "
-                f"than the one it overflows"
-            )
+            found[planned.seq_id] = planned.start + rows[0]
+    return found
 
 
 def _draw_token_ids(logits: Tensor, draws: Sequence[DrawParams]) -> Tensor:

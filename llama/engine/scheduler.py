@@ -112,6 +112,13 @@ class Scheduler:
         sequence.finish(reason)
         self._release(sequence)
 
+    def abort_new(self) -> list[Sequence]:
+        """End the sequences that have never run; those that were preempted may go on."""
+        new = [sequence for sequence in self.waiting if not sequence.num_output_tokens]
+        for sequence in new:
+            self.finish(sequence.seq_id, "abort")
+        return new
+
     def schedule(self) -> BatchPlan | None:
         """The next plan; None when nothing is ready or `max_in_flight` plans are out already.
 
@@ -169,6 +176,10 @@ class Scheduler:
         self, sequence: Sequence, planned: PlannedSequence, outcome: SequenceResult
     ) -> bool:
         """Whether the sequence gained a token or finished."""
+        if outcome.overflow_at >= 0:
+            sequence.overflow(outcome.overflow_at)
+            self.running.remove(sequence)
+            return True
         if len(outcome.target_logprobs) != len(planned.targets):
             raise LlamaError(
                 f"request {sequence.seq_id}: {len(outcome.target_logprobs)} prompt logprobs came "

@@ -15,7 +15,7 @@ from typing import Literal
 
 from llama.errors import UsageError
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 Status = Literal["waiting", "running", "finished"]
 
 MAX_LOGPROBS = 20
@@ -113,7 +113,7 @@ class Sequence:
     `stop_token_id` and not in the output, and neither is its logprob. `num_computed` counts the
     leading tokens whose K and V are in the cache or, when `plans_in_flight`, on their way there.
     `prompt_logprobs` starts with None for the first token. `eos_token_ids` are the tokenizer's own
-    end tokens.
+    end tokens. `error` says what was wrong when `finish_reason` is "error".
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class Sequence:
         self.block_table: tuple[int, ...] = ()
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
+        self.error = ""
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -210,6 +211,14 @@ class Sequence:
     def finish(self, reason: FinishReason) -> None:
         self.status = "finished"
         self.finish_reason = reason
+
+    def overflow(self, position: int) -> None:
+        """Finish with an error: the logits after `position` are not finite."""
+        self.finish("error")
+        self.error = (
+            f"request {self.seq_id}: non-finite logits after position {position}; verify the "
+            "checkpoint, or use a dtype with more range than the one it overflows"
+        )
 
 
 def mix64(seed: int, number: int) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from llama.engine.runner import RunnerStats
 from llama.parallel.context import ParallelContext
+from llama.parallel.liveness.whereabouts import Phase
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def gather_stats(
         [[stats.busy_s, wall_s, stats.n_plans, stats.n_tokens, most_in_flight]],
         dtype=torch.float64,
     )
-    rows = context.world.all_gather(mine, dim=0).tolist()
+    with context.whereabouts.during(Phase.WAIT, "waiting for all ranks' figures"):
+        rows = context.world.all_gather(mine, dim=0).tolist()
     gathered = []
     for rank, (busy_s, wall, n_plans, n_tokens, _) in enumerate(rows):
         at = context.layout.coordinates(rank)

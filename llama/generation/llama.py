@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import torch
 
+from llama.engine.exchange import all_complete
 from llama.generation.predictions import (
     UNSAFE_ERROR,
     ChatPrediction,
@@ -26,6 +27,7 @@ from llama.generation.predictions import (
 from llama.generation.settings import Settings, check_is_list, checked_pairs, checked_prompts
 from llama.llm import LLM
 from llama.model import Transformer
+from llama.parallel.meeting.launched import Launched
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer, encode_dialog
 from llama.tokenizer.chat import has_special_tags
 from llama.tokenizer.infilling import InfillingFormat
@@ -55,7 +57,7 @@ class Llama:
 
         `model_parallel_size` ranks share every layer (default: all that the pipeline leaves), and
         need not be as many as the checkpoint has files. `max_seq_len` counts prompt and answer, in
-        tokens. Lines that ranks with LOCAL_RANK above 0 write to stdout from here on are dropped.
+        tokens. From here on what a rank writes to stdout is dropped, except for one on each host.
 
         `format`, `verify` and `chat_format` are those of `llama.llm.LLM`, and so are the errors:
         CheckpointError, UsageError, RankMismatchError, HardwareError, OutOfMemoryError,
@@ -227,7 +229,7 @@ class Llama:
         stop_tokens = self.tokenizer.stop_tokens if stop_tokens is None else stop_tokens
         params = settings.sampling_params(stop_tokens)
         rows = checked_prompts(prompts, self.model.params)
-        results = self.model.engine.generate(rows, [params] * len(rows))
+        results = all_complete(self.model.engine.generate(rows, [params] * len(rows)))
         return [settings.row(result, stop_tokens) for result in results]
 
     def _details(
@@ -246,6 +248,8 @@ class Llama:
 
 def _silence_other_ranks() -> None:
     """As Meta's package: one rank of each host talks on stdout. stderr stays, for errors."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or getattr(sys.stdout, "name", "") == os.devnull:
+    launched = Launched.from_environment(os.environ)
+    is_first = launched is None or launched.local_rank == 0
+    if is_first or getattr(sys.stdout, "name", "") == os.devnull:
         return
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open for as long as the process

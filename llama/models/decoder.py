@@ -168,7 +168,7 @@ class DecoderStage(nn.Module):
         steps = self._steps(batch, record.backend(self._attention), dtype=hidden.dtype)
         layers = zip(self.stage.layers, self._windows, self.layers.values(), strict=True)
         for index, window, block in layers:
-            record.keep_hidden(hidden)
+            record.enter_layer(index, hidden)
             hidden = block(hidden, steps[window], *cache.layer(index))
         if self.norm is not None:
             record.keep_normed(hidden, self.norm)

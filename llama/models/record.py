@@ -16,10 +16,11 @@ class Recorder:
 
     `hidden_states`: (N, dim), what enters each layer, and on the last stage also what leaves the
     final norm. `attentions`: for each layer one fp32 tensor (local heads, new tokens, context) a
-    sequence.
+    sequence. `at_layer` is told the global index of each layer before it runs.
     """
 
     def __init__(self, *, hidden_states: bool = False, attentions: bool = False) -> None:
+        self.at_layer: Callable[[int], object] | None = None
         self.hidden_states: list[Tensor] | None = [] if hidden_states else None
         self.attentions: list[list[Tensor]] | None = [] if attentions else None
 
@@ -31,7 +32,10 @@ class Recorder:
             "output_attentions": self.attentions is not None,
         }
 
-    def keep_hidden(self, hidden: Tensor) -> None:
+    def enter_layer(self, index: int, hidden: Tensor) -> None:
+        """Layer `index` comes next, and `hidden` is what enters it."""
+        if self.at_layer is not None:
+            self.at_layer(index)
         if self.hidden_states is not None:
             self.hidden_states.append(hidden)
 

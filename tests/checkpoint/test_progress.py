@@ -21,6 +21,7 @@ from llama.checkpoint import open_checkpoint
 from llama.checkpoint.files.data_file import DataFile
 from llama.checkpoint.loading.loader import load
 from llama.checkpoint.loading.progress import Progress, Row, StallWatch
+from llama.errors import RankTimeoutError
 from llama.log import get_logger
 from llama.models.decoder import tensor_names
 from llama.parallel.context import ParallelContext
@@ -121,6 +122,34 @@ def test_a_stopped_rank_is_named_by_rank_0_and_the_load_goes_on(tmp_path: Path) 
     assert "loading: rank 1 (" in stalls[0]
     assert "/30 tensors, 0 B/s for 1 s" in stalls[0]
     assert not silent
+
+
+def load_what_never_comes(context: ParallelContext, folder: str) -> None:
+    """Rank 1's reads do not return, while its main thread goes on looking after the others."""
+    reader = open_checkpoint(folder)
+    stage = stage_at(reader.config, 1, 2, context.rank)
+    if context.rank == 1:
+        DataFile.read_into = lambda *_: time.sleep(3)  # type: ignore[method-assign]
+    with Progress(context.board(), limit_s=0.6) as progress, context.together("loading"):
+        load(
+            stage,
+            reader,
+            device="cpu",
+            all_names=tensor_names(reader.config),
+            local=context.local,
+            progress=progress,
+        )
+
+
+@pytest.mark.slow
+def test_a_file_that_does_not_answer_is_given_up_by_all(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_meta(tmp_path, config, random_model(config))
+    other, stuck = run_layout(load_what_never_comes, str(tmp_path), pp=2, expect_error=True)
+    words = "no byte of consolidated.00.pth came for "
+    for error in (stuck, other):
+        assert type(error) is RankTimeoutError and words in str(error)
+    assert "rank 1 (" in str(other) and "failed while loading" in str(other)
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

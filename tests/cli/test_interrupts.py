@@ -53,6 +53,28 @@ def test_ctrl_c_twice_while_the_ranks_start(moment: Callable[[int], bool]) -> No
         assert not any(is_alive(rank) for rank in ranks)
 
 
+def test_a_killed_chat_leaves_no_rank_and_no_file(tmp_path: Path) -> None:
+    with started(CHAT, env={"TMPDIR": str(tmp_path)}) as process:
+        wait_until(lambda: _a_rank_loads_torch(process.pid), what="the ranks")
+        ranks = descendants(process.pid)
+        process.kill()
+        wait_until(lambda: not any(is_alive(rank) for rank in ranks), what="the end of the ranks")
+    assert len(ranks) == 2 and not list(tmp_path.iterdir())
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    """As in `llama generate ... | head -1`."""
+    words = ["-m", "llama", "generate", DEMO, KEEPER, "--tp", "2"]
+    with started(words) as process:
+        assert process.stdin and process.stdout
+        process.stdin.close()
+        process.stdout.close()
+        process.stdin = process.stdout = None
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 141, stderr
+    assert "Traceback" not in stderr and "Error" not in stderr
+
+
 def test_ctrl_c_at_the_prompt_is_for_the_chat() -> None:
     with started(CHAT) as process:
         assert process.stdin and process.stdout and process.stderr

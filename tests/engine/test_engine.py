@@ -270,33 +270,77 @@ def poison(engine: Engine, value: float) -> None:
         norm.weight.data.fill_(value)  # type: ignore[operator]
 
 
-def test_one_process_goes_on_after_an_error(ckpt_dir: str, weights: Mapping[str, Tensor]) -> None:
-    engine = make_engine(single(), ckpt_dir)
-    assert engine.stage.norm is not None
-    saved = {name: value.clone() for name, value in engine.stage.norm.state_dict().items()}
+def overflowing_job(context: ParallelContext, ckpt_dir: str) -> list[int]:
+    """Weights that are no numbers, and good ones again; the answer with those."""
+    engine = make_engine(context, ckpt_dir)
+    norm = engine.stage.norm
+    saved = {} if norm is None else {k: v.clone() for k, v in norm.state_dict().items()}
     poison(engine, float("nan"))
-    with pytest.raises(LlamaError, match="non-finite logits after position 1"):
+    with pytest.raises(LlamaError, match="request 0: non-finite logits after position 1"):
         engine.generate(PROMPTS[:3], [GREEDY] * 3)
     assert lost_blocks(engine) == 0 and not engine.scheduler.has_unfinished
-    engine.stage.norm.load_state_dict(saved)
+    if norm is not None:
+        norm.load_state_dict(saved)
     (found,) = engine.generate(PROMPTS[4:5], [GREEDY])
-    assert list(found.token_ids) == oracle.greedy(CONFIG, weights, PROMPTS[4], 20)
+    return list(found.token_ids)
 
 
-def poisoned_job(context: ParallelContext, ckpt_dir: str) -> None:
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
+def test_logits_that_overflow_end_their_requests_and_not_the_engine(
+    ckpt_dir: str, weights: Mapping[str, Tensor], tp: int, pp: int
+) -> None:
+    wanted = oracle.greedy(CONFIG, weights, PROMPTS[4], 20)
+    assert run_layout(overflowing_job, ckpt_dir, tp=tp, pp=pp) == [wanted] * (tp * pp)
+
+
+def test_one_request_that_overflows_leaves_the_others_alone(
+    ckpt_dir: str, weights: Mapping[str, Tensor]
+) -> None:
+    engine = make_engine(single(), ckpt_dir)
+    assert engine.stage.tok_embeddings is not None
+    odd = next(n for n in range(CONFIG.vocab_size) if n not in PROMPTS[4])
+    wanted = oracle.greedy(CONFIG, weights, PROMPTS[4], 20)
+    assert odd not in wanted
+    engine.stage.tok_embeddings.weight.data[odd] = float("nan")
+    requests = engine.make_requests([[1, odd], PROMPTS[4]], [GREEDY] * 2)
+    for _ in engine.stream(requests):
+        pass
+    assert [request.finish_reason for request in requests] == ["error", "length"]
+    assert requests[0].error.startswith("request 0: non-finite logits after position 1;")
+    assert requests[1].output_token_ids == wanted and lost_blocks(engine) == 0
+
+
+def broken_job(context: ParallelContext, ckpt_dir: str) -> None:
     engine = make_engine(context, ckpt_dir)
-    poison(engine, float("nan"))
+    if engine.stage.norm is not None:
+        engine.stage.norm.register_forward_hook(fall_off)
     try:
         engine.generate(PROMPTS[:3], [GREEDY] * 3)
-    except LlamaError:
-        with pytest.raises(LlamaError, match=r"out of service after: .*non-finite logits"):
+    except Exception:
+        with pytest.raises(LlamaError, match=r"out of service after: .*the wheel fell off"):
             engine.generate(PROMPTS[:3], [GREEDY] * 3)
         with pytest.raises(LlamaError, match="build a new one"):
             engine.forward_rows(torch.tensor([[1]]), 0)
         raise
 
 
+def fall_off(*of_the_module: object) -> None:
+    raise RuntimeError("the wheel fell off")
+
+
+def test_one_process_goes_on_after_an_error(ckpt_dir: str, weights: Mapping[str, Tensor]) -> None:
+    engine = make_engine(single(), ckpt_dir)
+    assert engine.stage.norm is not None
+    handle = engine.stage.norm.register_forward_hook(fall_off)
+    with pytest.raises(RuntimeError, match="the wheel fell off"):
+        engine.generate(PROMPTS[:3], [GREEDY] * 3)
+    handle.remove()
+    assert lost_blocks(engine) == 0 and not engine.scheduler.has_unfinished
+    (found,) = engine.generate(PROMPTS[4:5], [GREEDY])
+    assert list(found.token_ids) == oracle.greedy(CONFIG, weights, PROMPTS[4], 20)
+
+
 def test_with_peers_an_error_is_the_end_and_all_know_why(ckpt_dir: str) -> None:
-    leader, sampler = run_layout(poisoned_job, ckpt_dir, pp=2, expect_error=True)
-    assert isinstance(leader, PeerLostError) and "non-finite logits" in str(leader)
-    assert type(sampler) is LlamaError
+    leader, sampler = run_layout(broken_job, ckpt_dir, pp=2, expect_error=True)
+    assert isinstance(leader, PeerLostError) and "the wheel fell off" in str(leader)
+    assert type(sampler) is RuntimeError

@@ -265,14 +265,14 @@ def run_batch(engine: Engine, *, n_prompts: int, n_prompt: int, n_new: int) -> N
 @pytest.mark.parametrize(
     ("name", "tp", "pp"),
     [
-        ("big", 1, 1),
+        pytest.param("big", 1, 1, marks=pytest.mark.nightly),
         pytest.param("big", 2, 1, marks=pytest.mark.nightly),
         pytest.param("big", 1, 2, marks=pytest.mark.nightly),
         pytest.param("big", 2, 2, marks=pytest.mark.nightly),
-        ("big", 3, 1),
+        pytest.param("big", 3, 1, marks=pytest.mark.nightly),
         pytest.param("tied", 1, 1, marks=pytest.mark.nightly),
         ("tied", 1, 2),
-        ("windowed", 1, 1),
+        pytest.param("windowed", 1, 1, marks=pytest.mark.nightly),
         pytest.param("gpt2", 1, 1, marks=pytest.mark.nightly),
         ("gpt2", 2, 1),
         pytest.param("gpt2", 1, 2, marks=pytest.mark.nightly),

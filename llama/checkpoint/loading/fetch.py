@@ -23,7 +23,7 @@ from llama.checkpoint.loading.ring import Ring, shared_ring
 from llama.checkpoint.loading.sharing import Handed, Plan
 from llama.checkpoint.loading.tile import Tile
 from llama.checkpoint.loading.wants import OwnWant
-from llama.errors import FailedElsewhereError
+from llama.errors import FailedElsewhereError, RankTimeoutError
 from llama.parallel.agreement import check_agreement, in_step
 from llama.parallel.comm import Communicator
 
@@ -64,7 +64,9 @@ class Fetch:
 
     def run(self, plan: Plan) -> None:
         """Raises CheckpointError for files that cannot be read, RankMismatchError when this host's
-        ranks opened different ones, FailedElsewhereError when another rank failed."""
+        ranks opened different ones, RankTimeoutError when no bytes come any more,
+        FailedElsewhereError when another rank failed.
+        """
         check_agreement(
             self._local,
             {"what the ranks of a host share": plan.digest()},
@@ -76,11 +78,15 @@ class Fetch:
             thread_name_prefix="llama-load",
             initializer=self._start_thread,
         )
+        is_stuck = False  # in a read, which may never return
         try:
             self._hand_on(plan, threads)
             self._read_all(plan.own, threads)
+        except RankTimeoutError:
+            is_stuck = True
+            raise
         finally:
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait=not is_stuck, cancel_futures=True)
         self._progress.wait(True)
 
     def _expect(self, plan: Plan) -> None:
@@ -116,7 +122,7 @@ class Fetch:
     def _put(self, ring: Ring, turn: int, handed: Handed) -> Task:
         def put() -> None:
             place = ring.slot(turn, handed.reader)[handed.offset :]
-            self._count_read(handed.tile.part.read_into(handed.tile.lying_in(place)))
+            self._read_into(handed.tile.lying_in(place), handed.tile)
 
         return put
 
@@ -144,6 +150,8 @@ class Fetch:
             with self._in_step():
                 for future in done:
                     future.result()
+                if left:
+                    self._progress.check_pace()
             n_left = int(self._local.all_gather(torch.tensor([len(left)]), dim=0).max())
 
     def _read(self, tile: Tile) -> Task:
@@ -151,11 +159,11 @@ class Fetch:
             (want, box), *others = self._takers(tile)
             target = want.target[box.within(want.box)]
             if not others and _is_direct(tile, target):
-                self._count_read(tile.part.read_into(target))
+                self._read_into(target, tile)
                 self._count_done(tile.tensor, tile.nbytes, handed=False)
             else:
                 place = tile.lying_in(self._staging(tile.nbytes))
-                self._count_read(tile.part.read_into(place))
+                self._read_into(place, tile)
                 self._give(tile, place, handed=False)
 
         return read
@@ -193,7 +201,10 @@ class Fetch:
             self._progress.wait(True)
         self._progress.wait(False)
 
-    def _count_read(self, nbytes: int) -> None:
+    def _read_into(self, place: Tensor, tile: Tile) -> None:
+        if tile.part.path is not None:
+            self._progress.read(tile.part.path.name)
+        nbytes = tile.part.read_into(place)
         with self._counting:
             self.bytes_read += nbytes
 

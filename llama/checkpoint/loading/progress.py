@@ -1,22 +1,25 @@
 """How far a load is: each rank counts, rank 0 shows a bar to a terminal and names ranks that stall.
 
-All of it happens in a thread of its own that the load never waits for. It knows numbers only: what
-they count is the loader's business.
+All of it happens in a thread of its own that the load never waits for. It knows numbers and names
+of files only: what they stand for is the loader's business.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
+from llama.errors import RankTimeoutError
 from llama.log import get_logger
+from llama.parallel.liveness.beat import Stopwatch
 from llama.parallel.progress import Board
 
 STALL_S = 30.0
@@ -44,11 +47,24 @@ class Progress:
     """Counters of this rank, published from a thread between `__enter__` and `__exit__`.
 
     A rank that gets no bytes for `stall_s` seconds is named in the log of rank 0, once until it
-    goes on.
+    goes on; after `limit_s` it gives up. `at_file` is told the name of each file that is about to
+    be read, from any thread.
     """
 
-    def __init__(self, board: Board | None = None, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self,
+        board: Board | None = None,
+        *,
+        stall_s: float = STALL_S,
+        limit_s: float = math.inf,
+        at_file: Callable[[str], object] | None = None,
+    ) -> None:
         self._board = board
+        self._limit_s = limit_s
+        self._at_file = at_file
+        self._file = "the first file"
+        self._pace = Stopwatch()
+        self._looked_at_s = time.monotonic()
         self._watch = StallWatch(stall_s)
         self._row = Row(host=socket.gethostname())
         self._lock = threading.Lock()
@@ -82,11 +98,33 @@ class Progress:
         with self._lock:
             self._row = replace(self._row, all_tensors=tensors, all_bytes=nbytes, is_waiting=False)
 
+    def read(self, file: str) -> None:
+        """Say that some of `file` is read next. From any thread."""
+        self._file = file
+        if self._at_file is not None:
+            self._at_file(file)
+
     def add(self, *, tensors: int = 0, nbytes: int = 0) -> None:
         """Count what has just been done. From any thread."""
         with self._lock:
             row = self._row
             self._row = replace(row, tensors=row.tensors + tensors, nbytes=row.nbytes + nbytes)
+
+    def check_pace(self) -> None:
+        """Raises RankTimeoutError when this rank has got nothing for too long.
+
+        To be called every second or more often while there are bytes to come: pauses of the whole
+        process are not counted.
+        """
+        now_s = time.monotonic()
+        passed_s = min(now_s - self._looked_at_s, 1.0)
+        self._looked_at_s = now_s
+        idle_s = self._pace.observe(self._row.nbytes, passed_s)
+        if idle_s >= self._limit_s:
+            raise RankTimeoutError(
+                f"no byte of {self._file} came for {idle_s:.1f} s (limit {self._limit_s:g}; "
+                "LLAMA_LOAD_TIMEOUT_S): the disk or the network folder that it lies on is stuck"
+            )
 
     def wait(self, is_waiting: bool) -> None:
         """Say whether it is other ranks that this one waits for."""
