@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from launch import env
 
 if TYPE_CHECKING:
     from llama.parallel.device import DeviceFacts
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container, as Linux's control groups (version 2) show it there."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,31 @@ class Machine:
     def n_gpus(self) -> int:
         return self.devices.cuda_count
 
-    def expected_facts(self, n_ranks: int) -> tuple[DeviceFacts, ...]:
-        """What `n_ranks` ranks are likely to find, each on its own GPU while there are enough."""
+    @property
+    def gpu_problems(self) -> tuple[str, ...]:
+        """Why GPUs that seem to be here will not be used, each in a line."""
+        facts, problems = self.devices, []
+        if facts.driver_problem:
+            problems.append(facts.driver_problem)
+        if facts.xpu_count:
+            problems.append(f"{facts.xpu_count} Intel GPU(s) of {facts.host} are not supported")
+        return tuple(problems)
+
+    def expected_facts(self, n_ranks: int, *, host: str) -> tuple[DeviceFacts, ...]:
+        """What `n_ranks` ranks on a machine like this are likely to find.
+
+        Each has a GPU of its own while there are enough.
+        """
         indices = [rank if rank < self.n_gpus else 0 for rank in range(n_ranks)]
         return tuple(
-            replace(self.devices, cuda_index=index, cuda_uuid=str(index)) for index in indices
+            replace(self.devices, host=host, cuda_index=index, cuda_uuid=str(index))
+            for index in indices
         )
 
 
 def probe() -> Machine:
     """This machine. Takes as long as importing torch, a second or two."""
+    env.quieten_torch(os.environ)
     import torch
     from torch.distributed import is_nccl_available
 
@@ -53,11 +75,18 @@ def probe() -> Machine:
     return Machine(usable_cpus(), loopback_interface(), devices)
 
 
-def usable_cpus() -> int:
-    """Cores that this process may run on; where the system cannot tell (macOS), all there are."""
+def usable_cpus(quota_file: Path = CPU_QUOTA) -> int:
+    """Cores that this process may run on; where the system cannot tell (macOS), all there are.
+
+    A container may see all cores of its machine and have the time of a few.
+    """
+    n_cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        n_cpus = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # "max 100000" is no quota
+        time_us, period_us = map(int, quota_file.read_text().split())
+        n_cpus = min(n_cpus, max(1, time_us // period_us))
+    return n_cpus
 
 
 def loopback_interface() -> str | None:

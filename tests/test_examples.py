@@ -96,7 +96,7 @@ def test_examples_are_short(path: Path) -> None:
 
 def test_tensor_and_pipeline_shows_what_each_rank_holds() -> None:
     script = ["examples/tensor_and_pipeline.py", DEMO, "--tp", "1", "--pp", "2"]
-    done = run(["-m", "launch", "--nproc", "2", *script])
+    done = run(["-m", "launch", "--nproc", "2", "--no_prefix", *script])
     assert done.returncode == 0, done.stderr
     first, second = sorted(line for line in done.stderr.splitlines() if ": stage " in line)
     assert first.startswith("rank 0: stage 0, tp part 0: layers 0-")
@@ -117,6 +117,7 @@ def test_torchrun_alone_works() -> None:
     assert ANSWERS["The capital of Ollo is"] in done.stdout
 
 
+@pytest.mark.nightly
 def test_two_agents_make_one_job() -> None:
     """The command of docs/launching.md for several machines, both of them this one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

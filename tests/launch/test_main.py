@@ -51,10 +51,9 @@ def reports(folder: Path) -> list[dict[str, Any]]:
 def test_ranks_get_their_place_and_the_options(tmp_path: Path) -> None:
     program = write(tmp_path, REPORT)
     words = ["--nproc", "2", "--tp", "1", "--pp", "2", "--backend", "gloo", "--device", "cpu"]
-    done = run(
-        ["-m", "launch", *words, program, "a b", "--tp", "9", "-m"],
-        cwd=tmp_path, env={"OMP_NUM_THREADS": None, "GLOO_SOCKET_IFNAME": None},
-    )  # fmt: skip
+    env = {"OMP_NUM_THREADS": None, "GLOO_SOCKET_IFNAME": None, "TORCH_CPP_LOG_LEVEL": None}
+    env["LLAMA_READY_FD"] = "7"  # of a launcher around this one
+    done = run(["-m", "launch", *words, program, "a b", "--tp", "9", "-m"], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     first, second = reports(tmp_path)
     assert first["argv"] == second["argv"] == [program, "a b", "--tp", "9", "-m"]
@@ -66,6 +65,24 @@ def test_ranks_get_their_place_and_the_options(tmp_path: Path) -> None:
         assert env["LLAMA_BACKEND"] == "gloo" and env["LLAMA_DEVICE"] == "cpu"
         assert int(env["OMP_NUM_THREADS"]) == max(1, usable_cpus() // 2)
         assert env["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+        assert env["TORCH_CPP_LOG_LEVEL"] == "ERROR" and "LLAMA_READY_FD" not in env
+
+
+def test_log_files_limits_and_the_console(tmp_path: Path) -> None:
+    program = write(tmp_path, REPORT + "print('hello'); print('no', file=sys.stderr)")
+    words = ["--nproc", "2", "--log_dir", "logs", "--step_timeout", "2.5", "--job_id", "j"]
+    done = run(["-m", "launch", *words, program], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[rank 0] hello", "[rank 1] hello"]
+    assert {"[rank 0] no", "[rank 1] no"} < set(done.stderr.splitlines())
+    for rank, report in enumerate(reports(tmp_path)):
+        assert sorted((tmp_path / "logs" / f"rank-{rank}.log").read_text().split()) == [
+            "hello",
+            "no",
+        ]
+        assert report["env"]["LLAMA_LOG_DIR"] == str(tmp_path / "logs")
+        assert report["env"]["LLAMA_STEP_TIMEOUT_S"] == "2.5"
+        assert report["env"]["TORCHELASTIC_USE_AGENT_STORE"] == "True"
 
 
 def test_the_users_thread_count_stays(tmp_path: Path) -> None:
@@ -123,10 +140,10 @@ def test_a_signal_to_the_launcher_ends_every_rank(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--nproc", "4", "--tp", "3", "x.py"], "does not divide the world size 4"),
+        (["--nproc", "4", "--tp", "3", "setup.py"], "does not divide the world size 4"),
         (["--nproc", "four", "x.py"], "'four' is neither a number nor auto"),
         (["--frobnicate", "x.py"], "unrecognized arguments: --frobnicate"),
-        (["--backend", "mpi", "x.py"], "unknown backend 'mpi'"),
+        (["--backend", "mpi", "setup.py"], "unknown backend 'mpi'"),
         ([], "required: program"),
     ],
 )
@@ -141,7 +158,7 @@ def test_ranks_run_as_optimised_as_the_launcher(tmp_path: Path) -> None:
     program = write(tmp_path, "import sys; print(sys.flags.optimize)")
     done = run(["-O", "-m", "launch", "--nproc", "2", program], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1", "1"]
+    assert sorted(done.stdout.splitlines()) == ["[rank 0] 1", "[rank 1] 1"]
 
 
 def test_too_many_ranks_for_the_cores_are_warned_of() -> None:
