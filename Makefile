@@ -10,7 +10,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 DEMO := examples/demo_model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly fast bench-load bench-window check lint types architecture format install install-dev clean
+.PHONY: help demo test nightly fast bench-load bench-window faults check lint types architecture format install install-dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench-load: $(VENV)/.dev ## what loading costs in bytes, seconds and memory, bes
 
 bench-window: $(VENV)/.dev ## what a decoded token costs far beyond a sliding window, and without one
 	$(PY) -m tests.benchmarks.window
+
+faults: $(VENV)/.dev ## every fault that must end well, three times; writes docs/reliability.md (half an hour, root)
+	$(PY) -m tests.faults.run
 
 check: lint types architecture ## every static check
 
