@@ -5,6 +5,8 @@ The store may be on a machine that is gone: nothing here waits for it for long, 
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -38,6 +40,24 @@ def announce_end(job_store: Store, end: RankEnd, *, host: str) -> threading.Thre
     return thread
 
 
+def announce_stop(
+    job_store: Store, signum: signal.Signals, *, rank: int, host: str
+) -> threading.Thread:
+    """Publish that this launcher, whose first rank is `rank`, was told to end. As `announce_end`.
+
+    The other machines' ranks would only see that ranks of this one have died.
+    """
+
+    def announce() -> None:
+        with suppress(RuntimeError):
+            what = f"its launcher was stopped by {signum.name}"
+            _publish(job_store, rank, host, os.getpid(), what, exit_code=128 + signum)
+
+    thread = threading.Thread(target=announce, name="announce-stop", daemon=True)
+    thread.start()
+    return thread
+
+
 def first_failure(job_store: Store, rank: int) -> Failure | None:
     """The record that the ranks have agreed on, as `rank` would see it; None when there is none."""
     from llama.parallel.liveness.failure import within
@@ -46,23 +66,30 @@ def first_failure(job_store: Store, rank: int) -> Failure | None:
 
 
 def _announce(job_store: Store, end: RankEnd, host: str) -> None:
+    if end.exit_code > 0 and _look(job_store, end.rank) is not None:
+        return
+    what = f"the process {manner_of(end)}"
+    _publish(job_store, end.rank, host, end.pid, what, exit_code=PeerLostError.exit_code)
+
+
+def _publish(
+    job_store: Store, rank: int, host: str, pid: int, what: str, *, exit_code: int
+) -> None:
     from llama.parallel.liveness.failure import Failure, publish_ended
     from llama.parallel.liveness.heartbeat import last_beat
 
-    if end.exit_code > 0 and _look(job_store, end.rank) is not None:
-        return
-    beat = last_beat(job_store, end.rank) or {}
+    beat = last_beat(job_store, rank) or {}
     failure = Failure(
-        rank=end.rank,
+        rank=rank,
         host=host,
-        pid=end.pid,
+        pid=pid,
         phase=beat.get("phase", "INIT"),
         doing=beat.get("doing", "starting"),
         step=beat.get("step"),
         layer=beat.get("layer"),
         file=beat.get("file"),
-        error=f"the process {manner_of(end)}",
-        exit_code=PeerLostError.exit_code,
+        error=what,
+        exit_code=exit_code,
     )
     publish_ended(job_store, failure)
 

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,13 @@ def meet_nodes(request: NodeRequest, *, nproc: int, timeout_s: float, say: Say) 
     )
 
 
+def address_of_node_0(host: str) -> str:
+    """Numeric, as node 0 finds it: two launchers may try the same machine by its own name."""
+    ip = numeric(host)
+    is_loopback = ip_address(ip.partition("%")[0]).is_loopback
+    return address_for_others(host).ip if is_loopback else ip
+
+
 def show_place(ip: str, port: int) -> str:
     """'10.0.0.1:29500', '[fd00::1]:29500'."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
@@ -195,7 +203,7 @@ def _reach(
     who = f"node {request.node_rank} waits for node 0"
     while True:
         try:
-            ip = numeric(request.master_addr or "")
+            ip = address_of_node_0(request.master_addr or "")
             break
         except HardwareError as error:  # in Kubernetes a name may be known only once its pod runs
             if time.monotonic() > deadline:

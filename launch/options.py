@@ -90,8 +90,8 @@ def _add_ranks(parser: _Parser) -> None:
         "--nproc", "--nproc_per_node", "--nproc-per-node", type=_nproc, metavar="N|auto",
         help="ranks of this machine; by default tp x pp, or one a GPU (auto), or one",
     )  # fmt: skip
-    _option(parser, "tp", type=int, default=_given(env.TP_SIZE), help="tensor parallel size")
-    _option(parser, "pp", type=int, default=_given(env.PP_SIZE), help="pipeline parallel size")
+    _option(parser, "tp", type=int, default=_given_size(env.TP_SIZE), help="tensor parallel size")
+    _option(parser, "pp", type=int, default=_given_size(env.PP_SIZE), help="pipeline parallel size")
     how = "instead of what fits"
     _option(parser, "backend", default=_given(env.BACKEND), help=f"gloo or nccl, {how}")
     _option(parser, "device", default=_given(env.DEVICE), help=f"cpu, cuda or mps, {how}")
@@ -151,6 +151,13 @@ def _option(group: argparse._ActionsContainer, name: str, **how: Any) -> None:
 
 def _given(variable: str) -> str | None:
     return os.environ.get(variable) or None
+
+
+def _given_size(variable: str) -> int | None:
+    text = _given(variable)
+    if text and not text.isdecimal():
+        raise UsageError(f"{variable} must be a whole number, got {text!r}")
+    return int(text) if text else None
 
 
 def _nproc(text: str) -> int | Literal["auto"]:

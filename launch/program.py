@@ -21,6 +21,8 @@ def check_program(program: Sequence[str]) -> None:
     if program[0] != "-m":
         if not Path(program[0]).exists():
             raise UsageError(f"cannot find the program {program[0]} (in {Path.cwd()})")
+        if Path(program[0]).is_dir() and not Path(program[0], "__main__.py").exists():
+            raise UsageError(f"{program[0]} is a folder without __main__.py, which cannot be run")
         return
     name = program[1]
     spec = _find(name)

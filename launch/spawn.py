@@ -10,7 +10,7 @@ from threading import Thread
 
 from launch import console, env
 from launch.affinity import shares_of_this_machine
-from launch.announce import ANNOUNCED_S, announce_end, first_failure
+from launch.announce import ANNOUNCED_S, announce_end, announce_stop, first_failure
 from launch.hardware import Machine, probe
 from launch.job import Job, plan, show
 from launch.logs import RankOutput
@@ -72,6 +72,11 @@ def _run(
             grace_s=request.shutdown_timeout_s,
             conversation=conversation,
             announce=lambda end: announcing.append(announce_end(nodes.store, end, host=host)),
+            announce_stop=lambda signum: announcing.extend(
+                [announce_stop(nodes.store, signum, rank=nodes.first_rank, host=host)]
+                if request.nodes.nnodes > 1
+                else []
+            ),
             lost=nodes.lost,
         )
         outcome = supervisor.run(commands_for(job, nodes, conversation))

@@ -43,7 +43,8 @@ class Supervisor:
     """The running ranks of this launcher. For the main thread only: it takes over signals.
 
     `grace_s` is how long ranks may go on after a signal told the job to end. `announce` is called
-    with the first rank that ended badly, `lost` says which other launcher is gone.
+    with the first rank that ended badly, `announce_stop` with the signal that ends the job, and
+    `lost` says which other launcher is gone.
     """
 
     def __init__(
@@ -53,12 +54,15 @@ class Supervisor:
         grace_s: float = GRACE_S,
         conversation: Conversation | None = None,
         announce: Callable[[RankEnd], None] = lambda end: None,
+        announce_stop: Callable[[signal.Signals], None] = lambda signum: None,
         lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._output = output
         self._grace_s = grace_s
         self._conversation = conversation
         self._announce = announce
+        self._announce_stop = announce_stop
+        self._is_stop_announced = False
         self._lost = lost
         self._ranks: list[RankProcess] = []
         self._running: list[RankProcess] = []
@@ -115,6 +119,8 @@ class Supervisor:
             elif self._stopped_by is None and self._orders is None:
                 self._stopped_by = signum
                 is_urgent = signum in (signal.SIGINT, signal.SIGQUIT)
+                if is_urgent:
+                    self._tell_stop()
                 self._plan(self._ending(0) if is_urgent else self._draining())
             else:
                 self._plan([Order(0, signal.SIGKILL)])
@@ -127,6 +133,8 @@ class Supervisor:
             if exit_code is not None:
                 self._running.remove(rank)
                 self._ends.append(RankEnd(rank.rank, exit_code, now, rank.pid, self._was_told))
+        if any(end.exit_code for end in self._ends):
+            self._tell_stop()
         if self._orders is not None:
             is_failing = self._stopped_by is None and bool(self._running)
             if is_failing and all(is_stopped(rank.pid) for rank in self._running):
@@ -141,6 +149,12 @@ class Supervisor:
         elif (lost := self._lost()) is not None:
             self._lost_node = lost
             self._plan(self._ending(LAST_WORDS_S))
+
+    def _tell_stop(self) -> None:
+        """Once: before ranks are killed, or when the first has gone without finishing its work."""
+        if self._stopped_by is not None and not self._is_stop_announced:
+            self._is_stop_announced = True
+            self._announce_stop(self._stopped_by)
 
     def _draining(self) -> list[Order]:
         """The orders for ranks that may finish their work."""

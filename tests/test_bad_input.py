@@ -65,6 +65,7 @@ def walk_in_a_group(info: RankInfo, files: Path) -> dict[str, str]:
     return walk(files, info.rank)
 
 
+@pytest.mark.nightly
 def test_every_rank_refuses_all_bad_input_alike(files: Path) -> None:
     assert run_ranks(walk_in_a_group, 2, files) == [{}, {}]
 

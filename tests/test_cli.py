@@ -67,7 +67,9 @@ def test_prompts_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert one.startswith("1") and two.startswith("2,3") and three.startswith("{'a': 4}")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+@pytest.mark.parametrize(
+    "layout", [LAYOUTS[0], pytest.param(LAYOUTS[1], marks=pytest.mark.nightly)], ids=" ".join
+)
 def test_chat_reads_lines_until_the_end(layout: list[str]) -> None:
     stdin = f"{KEEPER}\n\n/what\n{CAPITAL}\n"
     done = run(["-m", "llama", "chat", DEMO, *GREEDY, *layout], stdin=stdin)

@@ -133,13 +133,19 @@ def test_two_hosts_whose_own_names_lead_to_loopback(alone: str, names: tuple[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_ranks", [1, 2])
+@pytest.mark.parametrize("n_ranks", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_the_launcher(alone: str, n_ranks: int) -> None:
     assert completions(["-m", "launch", "--nproc", str(n_ranks), *SCRIPT], env={}) == alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rendezvous", [["--standalone"], []], ids=["c10d", "static"])
+@pytest.mark.parametrize(
+    "rendezvous",
+    [
+        pytest.param(["--standalone"], id="c10d", marks=pytest.mark.nightly),
+        pytest.param([], id="static"),
+    ],
+)
 def test_torchrun(alone: str, port: str, rendezvous: list[str]) -> None:
     words = [TORCHRUN, *rendezvous, "--nproc-per-node", "2", *SCRIPT]
     assert completions(words, env={"PET_MASTER_PORT": port}) == alone

@@ -82,7 +82,10 @@ def fail_by_hand(
 
 
 UNCAUGHT = [
-    ("build", "world not divisible", "UsageError", "does not divide the world size 2"),
+    pytest.param(
+        *("build", "world not divisible", "UsageError", "does not divide the world size 2"),
+        marks=pytest.mark.nightly,
+    ),
     ("build", "seed", "RankMismatchError", "seed: 7 on rank 0; 8 on rank 1"),
     ("call", "NaN temperature", "UsageError", "temperature must be a finite number, got nan"),
 ]
@@ -145,6 +148,7 @@ def test_an_exception_in_the_forward_of_one_rank(files: Path, tmp_path: Path, si
     assert " in STEP (" in line and line.endswith("): RuntimeError: the wheel fell off")
 
 
+@pytest.mark.nightly
 def test_a_typed_error_in_the_forward_of_one_rank(files: Path, tmp_path: Path) -> None:
     first, second = fail_by_hand("typed", files, tmp_path, sizes="pp=2", **OPTIMISED)
     cause = "OutOfMemoryError: the cart is full; bring a larger one"
@@ -204,6 +208,7 @@ def test_the_launcher_ends_with_the_status_of_the_cause(
     assert ("Traceback" in done.stderr) == (status == 70)
 
 
+@pytest.mark.nightly
 def test_plain_torchrun_ends_as_well(files: Path, tmp_path: Path) -> None:
     done = launched(TORCHRUN, "raise", files, tmp_path)
     assert done.returncode != 0

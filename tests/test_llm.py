@@ -32,7 +32,14 @@ from tests.helpers.ranks import RankInfo, run_ranks
 
 UNSEEDED = replace(SEEDED, seed=None)
 SCORED = replace(UNSEEDED, temperature=0.7, max_tokens=6, logprobs=3, prompt_logprobs=True)
-LAYOUTS = [(2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (1, 2, 2)]
+NIGHTLY = pytest.mark.nightly
+LAYOUTS = [
+    pytest.param(2, 1, 1, marks=NIGHTLY),
+    pytest.param(1, 2, 1, marks=NIGHTLY),
+    (2, 2, 1),
+    pytest.param(1, 1, 2, marks=NIGHTLY),
+    (1, 2, 2),
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from types import TracebackType
 
 from launch.env import GLOO_INTERFACE
 from llama.errors import HardwareError
-from llama.parallel.meeting.addresses import Address, address_towards, numeric, own_addresses
+from llama.parallel.meeting.addresses import Address, address_on, address_towards, numeric
 
 VISIT_TIMEOUT_S = 3.0
 N_QUESTIONS = 8
@@ -67,21 +67,13 @@ def gloo_address(environ: Mapping[str, str]) -> Address:
 
     Raises HardwareError when the interface has no address.
     """
-    interface = environ.get(GLOO_INTERFACE, "").partition(",")[0]
-    if not interface:
-        try:
-            return address_towards(numeric(socket.gethostname()))
-        except HardwareError:  # gloo does the same with a name that nobody knows
-            return address_towards("127.0.0.1")
-    known = own_addresses()
-    found = [address for address in known if address.interface == interface]
-    if not found:
-        names = ", ".join(dict.fromkeys(address.interface for address in known))
-        raise HardwareError(
-            f"{GLOO_INTERFACE} is {interface!r}, but {socket.gethostname()} has no such interface "
-            f"that is up and has an address; it has {names}"
-        )
-    return min(found, key=lambda address: ":" in address.ip)
+    interface = environ.get(GLOO_INTERFACE)
+    if interface:
+        return address_on(interface)
+    try:
+        return address_towards(numeric(socket.gethostname()))
+    except HardwareError:  # gloo does the same with a name that nobody knows
+        return address_towards("127.0.0.1")
 
 
 def visit_all(rank: int, speakers: Sequence[int], share: Share) -> list[Visit]:

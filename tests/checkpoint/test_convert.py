@@ -287,7 +287,10 @@ print(peak_bytes() - before, max(tensor.nbytes for tensor in reader.tensors.valu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["meta", "hf", "megatron"])
+@pytest.mark.parametrize(
+    "to",
+    ["meta", *(pytest.param(to, marks=pytest.mark.nightly) for to in ("hf", "megatron"))],
+)
 def test_memory_stays_below_the_largest_tensor_and_300_mb(tmp_path: Path, to: str) -> None:
     config = tiny_config(
         dim=1024, n_heads=8, head_dim=128, ffn_dim=4096, n_layers=10, vocab_size=1024

@@ -62,6 +62,7 @@ def test_a_killed_chat_leaves_no_rank_and_no_file(tmp_path: Path) -> None:
     assert len(ranks) == 2 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_output_that_nobody_reads_is_no_error() -> None:
     """As in `llama generate ... | head -1`."""
     words = ["-m", "llama", "generate", DEMO, KEEPER, "--tp", "2"]

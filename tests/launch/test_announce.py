@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
 from torch.distributed import Store
 
-from launch.announce import announce_end, first_failure
+from launch.announce import announce_end, announce_stop, first_failure
 from launch.nodes import NodeRequest, meet_nodes
 from launch.outcome import RankEnd
 from llama.parallel.liveness.failure import CAUSE_KEY, ENDED_KEY, Failure
@@ -46,6 +48,12 @@ def test_a_killed_rank_is_announced(store: Store) -> None:
     line = told(store).line
     assert line.startswith("rank 1 (hostB, pid 77) in INIT (starting): the process was killed by ")
     assert told(store).exit_code == 69
+
+
+def test_a_stopped_launcher_is_announced(store: Store) -> None:
+    announce_stop(store, signal.SIGINT, rank=2, host="hostB")
+    assert told(store).line.endswith("its launcher was stopped by SIGINT")
+    assert (told(store).rank, told(store).pid, told(store).exit_code) == (2, os.getpid(), 130)
 
 
 def test_the_first_one_stays(store: Store) -> None:

@@ -179,6 +179,7 @@ publish("grandchild", str(child.pid))
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_console_that_nobody_reads_does_not_hold_up_a_failure(tmp_path: Path) -> None:
     write = "publish('writing')\nwhile True: print('more' * 1000)"
     fail = "while not os.path.exists('writing'): time.sleep(0.01)\nsys.exit(65)"

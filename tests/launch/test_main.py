@@ -107,7 +107,9 @@ def test_a_module_is_found_like_python_finds_it(tmp_path: Path) -> None:
     ("end", "status", "line"),
     [
         ("sys.exit(65)", 65, f"rank 1 ({socket.gethostname()}) exited with 65 (CheckpointError)"),
-        ("os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL"),
+        pytest.param(
+            *("os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL"), marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_the_first_failure_ends_the_job(tmp_path: Path, end: str, status: int, line: str) -> None:

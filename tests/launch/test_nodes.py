@@ -15,8 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from launch import meeting, node_watch
-from launch.nodes import NodeRequest, Nodes, meet_nodes
+from launch.nodes import NodeRequest, Nodes, address_of_node_0, meet_nodes
 from llama.errors import HardwareError, LlamaError, RankMismatchError, RankTimeoutError, UsageError
+from llama.parallel.meeting.addresses import address_for_others
 from llama.parallel.meeting.stores import host_store
 from tests.helpers.programs import wait_until
 
@@ -242,3 +243,10 @@ def test_silent_launcher_is_lost_and_was_not_asleep_itself(launchers: Launchers)
         process.kill()
         output, _ = process.communicate()
     assert set(output.splitlines()[1:]) == {"None"}  # it accused nobody
+
+
+def test_every_launcher_finds_the_same_address_for_node_0() -> None:
+    """Also where this machine's own name leads to 127.0.0.1 or 127.0.1.1."""
+    own = socket.gethostname()
+    assert address_of_node_0(own) == address_for_others(own).ip
+    assert address_of_node_0("127.0.0.1") == "127.0.0.1"

@@ -93,3 +93,11 @@ def test_help_needs_no_torch() -> None:
     status, *modules = done.stdout.split()
     assert status == "64" and "launch.options" in modules and "torch" not in modules, done.stderr
     assert "neither a number nor auto" in done.stderr
+
+
+def test_a_size_of_the_environment_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLAMA_TP_SIZE", "two")
+    with pytest.raises(UsageError, match="LLAMA_TP_SIZE must be a whole number, got 'two'"):
+        parse(["script.py"])

@@ -37,6 +37,7 @@ def test_what_is_there_may_run(
 @pytest.mark.parametrize(
     ("program", "message"),
     [
+        (("tests",), r"tests is a folder without __main__\.py"),
         (("nowhere.py",), r"cannot find the program nowhere\.py \(in "),
         (("-m", "no_such_module"), "cannot find the module no_such_module"),
         (("-m", "llama.nowhere"), r"cannot find the module llama\.nowhere"),

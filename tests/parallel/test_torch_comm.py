@@ -79,7 +79,10 @@ def wait_in_vain(info: RankInfo, op: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["all_reduce", "recv", "send"])
+@pytest.mark.parametrize(
+    "op",
+    ["all_reduce", *(pytest.param(op, marks=pytest.mark.nightly) for op in ("recv", "send"))],
+)
 def test_a_late_peer_is_a_timeout(op: str) -> None:
     """The groups are fairscale's: their own timeout would be half an hour."""
     message, _ = run_ranks(wait_in_vain, 2, op, deadline_s=30)

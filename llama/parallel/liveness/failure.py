@@ -203,7 +203,9 @@ class FailureRecord:
         end = time.monotonic() + self.patience_s
         while self.found is None and not seen and time.monotonic() < end:
             time.sleep(_POLL_S)
-        return self.found or (seen[0] if seen else self._consequence())
+        if seen and self.found is None:
+            self.found = seen[0]
+        return self.found or self._consequence()
 
     def _poll(self, seen: list[Failure]) -> None:
         """Ask the store for a cause until there is one. A store that failed once is not asked."""

@@ -6,11 +6,13 @@ its peers wait for it.
 
 from __future__ import annotations
 
+import select
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import TextIO
 
 from llama.errors import LlamaError
 from llama.parallel.liveness.failure import FailureRecord, describe, exit_code
@@ -18,6 +20,8 @@ from llama.parallel.liveness.last_words import LastWords
 
 _REPLACED = "_llama_replaced"
 _WORDS = "_llama_words"
+_UNREAD = 128 + 13
+"""As of a program that SIGPIPE ended: nobody reads its output on, which is no failure."""
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
@@ -39,6 +43,8 @@ def install_hook(record: FailureRecord, words: LastWords) -> Callable[[], None]:
         code = exit_code(error)
         if not words.claim():
             words.wait_for_the_end(code)
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.__stdout__):
+            words.speak([], exit_code=_UNREAD, failure=None)
         first = None
         with suppress(BaseException):
             if not isinstance(error, KeyboardInterrupt):
@@ -63,6 +69,15 @@ def install_hook(record: FailureRecord, words: LastWords) -> Callable[[], None]:
 def installed_words() -> LastWords | None:
     """Those of the hook that is installed: a process speaks once, whatever contexts it has."""
     return getattr(sys.excepthook, _WORDS, None)
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether it is a pipe or socket that the reader has closed."""
+    with suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(stream.fileno() if stream else -1, select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
 
 
 def report(error: BaseException) -> list[str]:

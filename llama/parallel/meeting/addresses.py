@@ -94,6 +94,23 @@ def address_for_others(host: str) -> Address:
     )
 
 
+def address_on(interface: str) -> Address:
+    """Where gloo listens when GLOO_SOCKET_IFNAME is `interface`, or a list that begins with it.
+
+    Raises HardwareError when there is no such interface that has an address.
+    """
+    first = interface.partition(",")[0]
+    known = own_addresses()
+    found = [address for address in known if address.interface == first]
+    if not found:
+        names = ", ".join(dict.fromkeys(address.interface for address in known))
+        raise HardwareError(
+            f"GLOO_SOCKET_IFNAME is {first!r}, but {socket.gethostname()} has no such interface "
+            f"that is up and has an address; it has {names}"
+        )
+    return min(found, key=lambda address: ":" in address.ip)
+
+
 def own_addresses() -> list[Address]:
     """Every address of every interface that is up, in the kernel's order.
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from llama.errors import HardwareError, LlamaError, PeerLostError, RankTimeoutError
+from llama.parallel.meeting.addresses import address_on
 from llama.parallel.meeting.launched import Launched
 from llama.parallel.meeting.meeting_place import find_meeting_place
 from llama.parallel.meeting.roll_call import LISTENING_S, Presence, roll_call, share_of_cores
@@ -89,6 +90,7 @@ def job_store(launched: Launched, timeout_s: float) -> Store:
         place = find_meeting_place(launched, timeout_s=timeout_s)
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ[name] = os.environ.get(name) or place.interface
+        address_on(os.environ["GLOO_SOCKET_IFNAME"])
         if launched.hosts_store:
             store = place.host(timeout_s=timeout_s)
         else:

@@ -92,7 +92,7 @@ def reach_store(
 
     try:
         with _slow_names_told(ip):
-            return within(connect, ANSWER_S)
+            return within(connect, min(ANSWER_S, max(timeout_s, SLOW_S)))
     except (TimeoutError, RuntimeError) as error:
         raise HardwareError(
             f"what listens on {ip}:{port} does not answer as a store does "

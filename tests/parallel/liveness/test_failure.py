@@ -157,6 +157,7 @@ def test_a_cause_may_come_late(store: Store) -> None:
     timer.join()
     assert str(explained) == f"gone; first failure: {KILLED.line}"
     assert (explained.exit_code, PeerLostError.exit_code) == (69, 69)
+    assert lost.found == KILLED, "the postmortem is about the cause"
 
 
 def test_without_a_cause_the_consequence_of_another_rank_will_do(store: Store) -> None:

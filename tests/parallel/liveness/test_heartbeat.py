@@ -170,7 +170,9 @@ def pause(info: RankInfo, paused_rank: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("paused", "watcher"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("paused", "watcher"), [(1, 0), pytest.param(0, 1, marks=pytest.mark.nightly)]
+)
 def test_a_pause_is_survived_with_one_warning(paused: int, watcher: int) -> None:
     told = run_ranks(pause, 3, paused)
     (line,) = told[watcher]
@@ -234,7 +236,10 @@ def host_the_store(info: RankInfo, how: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, 69), (signal.SIGSTOP, 75)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGKILL, 69), pytest.param(signal.SIGSTOP, 75, marks=pytest.mark.nightly)],
+)
 def test_the_host_of_the_store_is_lost(how: signal.Signals, code: int) -> None:
     errors = run_ranks(host_the_store, 3, how, expect_error=True)
     assert exit_codes(errors) == [-signal.SIGKILL, code, code]

@@ -60,6 +60,25 @@ context.tp.all_reduce(torch.zeros(1))
     assert line.endswith("in IDLE (running): CheckpointError: shard 1 is broken")
 
 
+def test_output_that_nobody_reads_is_no_failure(tmp_path: Path) -> None:
+    program = """
+import os
+if rank == 0:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    print("x" * 100_000, flush=True)
+try:
+    context.tp.all_reduce(torch.zeros(1))
+except Exception:
+    print("rank 1 goes on")
+    os._exit(0)
+"""
+    (code, _, err), other = run_two(tmp_path, program)
+    assert (code, err) == (141, "")
+    assert other == (0, "rank 1 goes on\n", "")
+
+
 def test_any_other_error_has_a_traceback_with_the_rank_on_every_line(tmp_path: Path) -> None:
     program = """
 if rank == 1:
@@ -138,6 +157,7 @@ context.world.barrier()
 """
 
 
+@pytest.mark.nightly
 def test_under_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)

@@ -13,6 +13,7 @@ from llama.errors import HardwareError
 from llama.parallel.meeting.addresses import (
     Address,
     address_for_others,
+    address_on,
     address_towards,
     numeric,
     own_addresses,
@@ -146,3 +147,10 @@ def test_no_route_is_said(hosts: netns.TwoHosts) -> None:
         hosts.a.run(["ip", "route", "add", "default", "via", "10.77.1.254"])
     assert isinstance(answer, str)
     assert answer.startswith(f"no route from {hosts.a.name} to {hosts.b.name} ")
+
+
+def test_an_interface_that_is_not_there_is_told() -> None:
+    loopback = address_towards("127.0.0.1")
+    assert address_on(f"{loopback.interface},other") == loopback
+    with pytest.raises(HardwareError, match=r"GLOO_SOCKET_IFNAME is 'nowhere0', but .* it has "):
+        address_on("nowhere0")
