@@ -104,7 +104,7 @@ class Guard:
         computing_s = self._stuck.observe(doing, passed_s)
         counted_s = self._stuck_weighted.observe(doing, passed_s * (BUSY_WEIGHT if is_busy else 1))
         limit_s, name = {
-            Phase.STEP: (self._limits.step_s, "computing for {} s without finishing a layer"),
+            Phase.STEP: (self._limits.step_s, self._long_step),
             Phase.LOAD: (self._limits.load_s, "loading for {} s without finishing a tensor"),
         }.get(at.phase, (float("inf"), ""))
         if at.waiting_for is not None or counted_s < limit_s:
@@ -113,6 +113,12 @@ class Guard:
         busy = f", {1 / BUSY_WEIGHT:g} times that on a busy core" if is_busy else ""
         words = f"{name.format(f'{computing_s:.1f}')} (limit {limit_s:g}{busy}; {variable})"
         return self._record.about_this_rank(words, exit_code=RankTimeoutError.exit_code)
+
+    @property
+    def _long_step(self) -> str:
+        """A GPU is waited for without a mark, whether it computes or waits for another rank's."""
+        words = "computing for {} s without finishing a layer"
+        return words if self.computes_on_cpu else f"{words}, or its GPU waits for another rank's"
 
     def _lost_store(self, passed_s: float, n_answers: int, problem: str | None) -> Failure | None:
         """An idle rank does not need the store; but one whose host is silent may be cut off."""
