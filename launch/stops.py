@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""For the ranks' program: SLURM can send one before a time limit."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class ReceivedSignals:
-    """While entered, signals that stop or pause a program are noted instead. Main thread only.
+    """While entered, signals for a program or about its end are noted instead. Main thread only.
 
     One that was ignored before (nohup) stays ignored.
     """
@@ -27,7 +29,7 @@ class ReceivedSignals:
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> ReceivedSignals:
-        for signum in (*STOP_SIGNALS, signal.SIGTSTP):
+        for signum in (*STOP_SIGNALS, signal.SIGTSTP, *FORWARDED_SIGNALS):
             before = signal.getsignal(signum)
             if before != signal.SIG_IGN:
                 self._before[signum] = before

@@ -16,7 +16,7 @@ from math import inf
 from launch.logs import RankOutput
 from launch.outcome import PIPE_CLOSED, Outcome, RankEnd
 from launch.process import RankCommand, RankProcess
-from launch.stops import Conversation, ReceivedSignals
+from launch.stops import FORWARDED_SIGNALS, Conversation, ReceivedSignals
 from llama.parallel.liveness.neighbours import is_stopped
 
 POLL_S = 0.1
@@ -114,6 +114,9 @@ class Supervisor:
         for signum in received:
             if signum == signal.SIGTSTP:
                 self._pause()
+            elif signum in FORWARDED_SIGNALS:
+                for rank in self._running:
+                    rank.send(signum)
             elif signum == signal.SIGINT and is_talking and self._stopped_by is None:
                 self._ranks[0].send(signum)
             elif self._stopped_by is None and self._orders is None:

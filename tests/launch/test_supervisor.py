@@ -169,6 +169,19 @@ def test_ctrl_c_is_two_sigterms(tmp_path: Path) -> None:
     assert outcome(tmp_path)["exit_code"] == 130
 
 
+def test_a_signal_for_the_program_goes_to_every_rank(tmp_path: Path) -> None:
+    code = """
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+publish("armed" + os.environ["RANK"])
+while not heard: time.sleep(0.01)
+"""
+    with supervised(tmp_path, code, code, until=["armed0", "armed1"]) as launcher:
+        launcher.send_signal(signal.SIGUSR1)
+        launcher.communicate(timeout=60)
+    assert outcome(tmp_path)["ends"] == {"0": 0, "1": 0}
+
+
 def test_ctrl_c_is_for_rank_0_while_it_asks_for_it(tmp_path: Path) -> None:
     talk = """
 n = 0
