@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -117,7 +118,8 @@ def _printed(result: Result) -> str:
 
 def _plain(line: str) -> str:
     """Without what is only true of this machine: its name, and where its folders are."""
-    line = line.replace(f"{ROOT}/", "").replace(socket.gethostname(), "host")
+    line = line.replace(sys.executable, "python").replace(f"{ROOT}/", "")
+    line = line.replace(socket.gethostname(), "host")
     line = re.sub(r"/\S*?/faults-\w+/", "", line)
     line = re.sub(r"\b(host-[ab])-[0-9a-f]{6}\b", r"\1", line)  # a namespace's
     return line if len(line) <= MAX_LINE else line[:MAX_LINE] + " ..."
