@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Before anything imports torch, and inherited by every rank that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Under nohup, and as a background job of a shell, these are ignored, and would be in every program
+# that a test starts: a launcher leaves them so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _CHECKED = {Path(__file__).parent / name for name in ("parallel", "layers", "models")}
 """Here torch compares every collective over the ranks, which makes each dearer."""
