@@ -49,6 +49,7 @@ def test_generate_counts_what_it_made() -> None:
     assert stats.startswith("rank 0 (stage 0, tp 0): ")
 
 
+@pytest.mark.nightly
 def test_stats_as_json_are_one_object_a_rank() -> None:
     words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", *GREEDY]
     done = run(["-m", "llama", *words, "--stats", "json", "--tp", "2"])

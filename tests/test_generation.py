@@ -428,7 +428,7 @@ print("tp", get_model_parallel_world_size())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_metas_script_under_torchrun(paths: tuple[str, str], llama: Llama, tmp_path: Path) -> None:
     """An unmodified script, two builds in one process, and only local rank 0 on stdout."""
     script = tmp_path / "script.py"

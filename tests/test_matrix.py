@@ -32,10 +32,10 @@ MODELS = {
     "bias": replace(_GQA, attention_bias=True, mlp_bias=True),
     "scaled_rope": replace(_GQA, rope_theta=500000.0, rope_scaling=RopeScaling(factor=8.0)),
 }
-LAYOUTS = [(tp, pp) for tp, pp in product((1, 2, 3, 4), (1, 2, 3)) if tp * pp <= 4]
+LAYOUTS = [(tp, pp) for tp, pp in product((1, 2, 3), (1, 2, 3)) if tp * pp <= 4]
 LARGE_LAYOUTS = [
     *[(tp, pp) for tp, pp in product((1, 2, 3, 4), (1, 2, 3)) if 4 < tp * pp <= 8],
-    *[(5, 1), (6, 1), (7, 1), (8, 1), (1, 5)],
+    *[(4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (1, 5)],
 ]
 CASES = [
     *product(("gqa",), LAYOUTS),

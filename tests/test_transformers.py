@@ -116,7 +116,7 @@ def test_one_process_answers_as_transformers(
     check(got, expected[model], where=model)
 
 
-@pytest.mark.parametrize(("tp", "pp"), [(3, 1), (1, 2)])
+@pytest.mark.parametrize(("tp", "pp"), [(3, 1), pytest.param(1, 2, marks=pytest.mark.nightly)])
 def test_every_rank_answers_as_transformers(
     tp: int, pp: int, folders: dict[str, str], expected: dict[str, Answer]
 ) -> None:

@@ -286,10 +286,10 @@ print(peak_bytes() - before, max(tensor.nbytes for tensor in reader.tensors.valu
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "to",
-    ["meta", *(pytest.param(to, marks=pytest.mark.nightly) for to in ("hf", "megatron"))],
+    ["meta", "hf", "megatron"],
 )
 def test_memory_stays_below_the_largest_tensor_and_300_mb(tmp_path: Path, to: str) -> None:
     config = tiny_config(

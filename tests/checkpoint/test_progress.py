@@ -112,7 +112,7 @@ def load_and_stop(context: ParallelContext, folder: str) -> list[str]:
     return lines
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_rank_is_named_by_rank_0_and_the_load_goes_on(tmp_path: Path) -> None:
     config = tiny_config()
     write_meta(tmp_path, config, random_model(config))

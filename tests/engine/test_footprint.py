@@ -274,7 +274,7 @@ def run_batch(engine: Engine, *, n_prompts: int, n_prompt: int, n_new: int) -> N
         ("tied", 1, 2),
         pytest.param("windowed", 1, 1, marks=pytest.mark.nightly),
         pytest.param("gpt2", 1, 1, marks=pytest.mark.nightly),
-        ("gpt2", 2, 1),
+        pytest.param("gpt2", 2, 1, marks=pytest.mark.nightly),
         pytest.param("gpt2", 1, 2, marks=pytest.mark.nightly),
     ],
 )

@@ -86,7 +86,15 @@ def test_one_process_answers_as_transformers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("tp", "pp"),
+    [
+        pytest.param(2, 1, marks=pytest.mark.nightly),
+        (3, 1),
+        pytest.param(1, 2, marks=pytest.mark.nightly),
+        (2, 2),
+    ],
+)
 def test_every_rank_answers_as_transformers(
     tp: int, pp: int, folders: dict[str, str], expected: dict[str, Answer]
 ) -> None:

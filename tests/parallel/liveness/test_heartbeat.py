@@ -235,7 +235,7 @@ def host_the_store(info: RankInfo, how: signal.Signals) -> None:
     wait_in_vain(context, src=3 - info.rank)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("how", "code"),
     [(signal.SIGKILL, 69), pytest.param(signal.SIGSTOP, 75, marks=pytest.mark.nightly)],

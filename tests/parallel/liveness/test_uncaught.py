@@ -167,6 +167,7 @@ def test_under_torchrun(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == [f"{grid} {rank} 2 gloo 3" for rank in (0, 1)]
 
 
+@pytest.mark.nightly
 def test_a_failure_under_torchrun_reaches_its_report(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
