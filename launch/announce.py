@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,7 @@ def announce_end(job_store: Store, end: RankEnd, *, host: str) -> threading.Thre
     The thread that does it is to be joined, for ANNOUNCED_S, before this process ends: one that
     comes back from torch in a dying interpreter aborts it.
     """
-
-    def announce() -> None:
-        with suppress(RuntimeError):  # every error of torch's stores is one
-            _announce(job_store, end, host)
-
-    thread = threading.Thread(target=announce, name="announce-end", daemon=True)
-    thread.start()
-    return thread
+    return _in_background(lambda: _announce(job_store, end, host))
 
 
 def announce_stop(
@@ -47,15 +41,11 @@ def announce_stop(
 
     The other machines' ranks would only see that ranks of this one have died.
     """
-
-    def announce() -> None:
-        with suppress(RuntimeError):
-            what = f"its launcher was stopped by {signum.name}"
-            _publish(job_store, rank, host, os.getpid(), what, exit_code=128 + signum)
-
-    thread = threading.Thread(target=announce, name="announce-stop", daemon=True)
-    thread.start()
-    return thread
+    what = f"its launcher was stopped by {signum.name}"
+    exit_code = 128 + signum
+    return _in_background(
+        lambda: _publish(job_store, rank, host, os.getpid(), what, exit_code=exit_code)
+    )
 
 
 def first_failure(job_store: Store, rank: int) -> Failure | None:
@@ -63,6 +53,16 @@ def first_failure(job_store: Store, rank: int) -> Failure | None:
     from llama.parallel.liveness.failure import within
 
     return within(PATIENCE_S, lambda: _look(job_store, rank))
+
+
+def _in_background(publish: Callable[[], None]) -> threading.Thread:
+    def announce() -> None:
+        with suppress(RuntimeError):  # every error of torch's stores is one
+            publish()
+
+    thread = threading.Thread(target=announce, name="announce-end", daemon=True)
+    thread.start()
+    return thread
 
 
 def _announce(job_store: Store, end: RankEnd, host: str) -> None:
