@@ -9,7 +9,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["llama", "llama.*", "launch", "launch.*"]),
-    package_data={"llama": ["py.typed"], "launch": ["py.typed"]},
+    package_data={
+        "llama": ["py.typed"],
+        "llama.native": ["src/*.c", "src/*.cpp", "src/*.h"],
+        "launch": ["py.typed"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.10",
@@ -23,7 +27,13 @@ setup(
     ],
     extras_require={
         "server": ["fastapi", "uvicorn", "prometheus-client"],
-        "bench": ["matplotlib", "transformers", "llama-cpp-python"],
+        "bench": [
+            "gguf>=0.17",
+            "llama-cpp-python>=0.3.30",
+            "matplotlib>=3.8",
+            "safetensors>=0.4.3",
+            "transformers>=5",
+        ],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.5",
