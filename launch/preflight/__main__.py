@@ -128,8 +128,9 @@ def try_links(report: Report, config: ParallelConfig, *, seconds: float) -> Repo
     """Connect as a job does, and measure what was connected. Collective."""
     context = initialize(config)
     if context.rank == 0:
-        choice = context.backend
+        choice, transport = context.backend, context.transport
         say(f"device {context.device.type}, backend {choice.name}: {choice.reason}")
+        say(f"transport {transport.name}: {transport.reason}")
     measured = measure_links(context, seconds=seconds)
     context.close()
     return replace(report, measured=measured)

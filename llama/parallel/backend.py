@@ -23,7 +23,7 @@ _INTEL = {"backend": "xccl", "device": "xpu"}
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The transport of the data groups, "none" for one process, and why, in one line.
+    """What torch makes the data groups with, "none" for one process, and why, in one line.
 
     `is_surprising` when there are GPU drivers, and nobody has asked to do without them.
     """
@@ -56,7 +56,7 @@ def choose(
     backend: str | None = None,
     is_alone: bool = False,
 ) -> tuple[str, BackendChoice]:
-    """The device type ("cpu", "cuda", "mps") and the transport for ranks with these `facts`.
+    """The device type ("cpu", "cuda", "mps") and the backend for ranks with these `facts`.
 
     `device` and `backend` are the user's explicit wishes. `is_alone` means one process without any
     process group. Raises HardwareError for what cannot be had, UsageError for what is unknown.

@@ -77,7 +77,7 @@ class Communicator(ABC):
         """Return once every rank has called this."""
 
 
-class _Done:
+class Done:
     """Work with nothing left to do."""
 
     def wait(self) -> None:
@@ -99,7 +99,7 @@ class SingleCommunicator(Communicator):
         return x
 
     def all_reduce_async(self, x: Tensor) -> Work:
-        return _Done()
+        return Done()
 
     def all_gather(self, x: Tensor, *, dim: int = -1) -> Tensor:
         return x

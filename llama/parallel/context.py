@@ -24,10 +24,10 @@ from llama.log import get_logger
 from llama.parallel import fairscale
 from llama.parallel.agreement import check_agreement, differences, raise_together
 from llama.parallel.backend import BackendChoice, choose, parse_device
-from llama.parallel.comm import Communicator, SingleCommunicator
+from llama.parallel.comm import Communicator
 from llama.parallel.device import DeviceFacts, probe
 from llama.parallel.fingerprint import environment
-from llama.parallel.groups import GroupMaker, transport_of, try_all
+from llama.parallel.groups import Communicators, GroupMaker, backend_of, try_all
 from llama.parallel.layout import Coordinates, ParallelLayout
 from llama.parallel.liveness.drain import EXIT_CODE, Drain
 from llama.parallel.liveness.parent import end_with_launcher
@@ -44,6 +44,8 @@ from llama.parallel.meeting.rendezvous import (
     share_through_store,
 )
 from llama.parallel.progress import Board
+from llama.parallel.sharing import make_communicators
+from llama.parallel.transport import TransportChoice, choose_transport
 from llama.parallel.wish import resolve_layout, with_environment
 
 
@@ -53,13 +55,14 @@ class ParallelContext:
 
     tp and pp carry activations between this rank and its peers; dp carries host values between
     replicas. `replica` (rank 0 leads), `local` (ranks that share this one's memory) and `world` are
-    for control: CPU tensors, long patience.
+    for control: CPU tensors, long patience. `transport` carries data between ranks of one host.
     """
 
     layout: ParallelLayout
     rank: int
     device: torch.device
     backend: BackendChoice
+    transport: TransportChoice
     tp: Communicator
     pp: Communicator
     dp: Communicator
@@ -170,12 +173,13 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
     A default process group or fairscale groups that the program has made are used as they are; else
     torchrun's variables say where to meet; without any, this is one process and needs no group.
     What `config` leaves open comes from LLAMA_TP_SIZE, LLAMA_PP_SIZE, LLAMA_DEVICE, LLAMA_BACKEND,
-    then from fairscale's groups; then tp takes what pp leaves. A second call wraps the same groups.
+    LLAMA_TRANSPORT, then from fairscale's groups; then tp takes what pp leaves. A second call wraps
+    the same groups. Over shared memory data goes beside groups, also those that the program made.
 
-    Raises HardwareError (launch variables, device, backend), UsageError (sizes), RankMismatchError
-    (ranks asked for different things), RankTimeoutError and PeerLostError. From here on a process
-    that was launched says of an uncaught error which rank it is, and exits with the error's status;
-    and its heartbeat ends it likewise when another rank is lost and this one cannot notice.
+    Raises HardwareError (launch variables, device, backend, transport), UsageError (sizes),
+    RankMismatchError (ranks asked for different things), RankTimeoutError and PeerLostError. From
+    here on a process that was launched says of an uncaught error which rank it is, and exits with
+    its status; its heartbeat ends it likewise when another rank is lost and it cannot notice.
     """
     launched = Launched.from_environment(os.environ)
     end_with_launcher(os.environ)
@@ -186,6 +190,7 @@ def initialize(config: ParallelConfig | None = None) -> ParallelContext:
         facts = probe(local_rank=None, cuda_index=parse_device(wish.device)[1])
         resolve_layout(wish, world_size=1, existing=None)
         kind, choice = choose([facts], device=wish.device, backend=wish.backend, is_alone=True)
+        choose_transport([facts], kind=kind, asked=wish.transport)
         get_logger().log(choice.log_level(), "device %s: %s", kind, choice.reason)
         return _alone(_torch_device(kind, facts), choice)
     vitals.start(world, wish, launched=launched)
@@ -213,9 +218,10 @@ def _join(
     given = fairscale.existing_groups() if world.is_given else None
     if given is not None:
         sizes = dist.get_world_size(given.tp), dist.get_world_size(given.pp)
-        backend = backend or transport_of(given.tp)
+        backend = backend or backend_of(given.tp)
     layout = resolve_layout(wish, world_size=world.size, existing=sizes)
     kind, choice = choose(all_facts, device=wish.device, backend=backend)
+    transport = choose_transport(all_facts, kind=kind, asked=wish.transport)
     device = _torch_device(kind, facts)
     group = layout.replica_group(world.rank)
     vitals.depend_on(group, computes_on_cpu=device.type == "cpu")
@@ -233,12 +239,13 @@ def _join(
         failure=vitals.record,
         undo=undo,
     )
-    communicators = maker.make(choice)
+    communicators, transport = make_communicators(maker, choice, transport)
     try_all(communicators, device=device)
     whereabouts = vitals.record.whereabouts
     whereabouts.phase, whereabouts.doing = Phase.IDLE, "running"
-    words = "device %s, backend %s: %s"
-    get_logger().log(choice.log_level(world.rank), words, device, choice.name, choice.reason)
+    log, words = get_logger().log, "device %s, backend %s: %s"
+    log(choice.log_level(world.rank), words, device, choice.name, choice.reason)
+    log(transport.log_level(world.rank), "transport %s: %s", transport.name, transport.reason)
     kept = undo.pop_all()
     # gloo aborts a process that exits with groups alive, now and then
     atexit.register(kept.close)
@@ -248,6 +255,7 @@ def _join(
         rank=world.rank,
         device=device,
         backend=choice,
+        transport=transport,
         **vars(communicators),
         local_world_size=sum(other.host == facts.host for other in all_facts),
         load_timeout_s=wish.limit_s("load_timeout_s"),
@@ -277,19 +285,13 @@ def _torch_device(kind: str, facts: DeviceFacts) -> torch.device:
 
 
 def _alone(device: torch.device, choice: BackendChoice) -> ParallelContext:
-    nobody = SingleCommunicator()
     return ParallelContext(
         layout=ParallelLayout(),
         rank=0,
         device=device,
         backend=choice,
-        tp=nobody,
-        pp=nobody,
-        dp=nobody,
-        replica=nobody,
-        world=nobody,
-        messages=nobody,
-        local=nobody,
+        transport=TransportChoice("none", "one process"),
+        **vars(Communicators.of_one()),
         drain=Drain(is_enabled=False),
         _vitals=Vitals(None),
         _links=ExitStack(),

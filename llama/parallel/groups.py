@@ -1,14 +1,15 @@
 """The communicators of one rank: data along tp and pp, host values along dp, control for all.
 
-Control groups are gloo on the CPU whatever carries the data, and wait much longer: an idle engine
-is no failure.
+Torch's groups are made whatever the transport: a program may look for them, shared memory is set up
+over them, and they carry what crosses hosts. Control groups are gloo on the CPU, and wait much
+longer: an idle engine is no failure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 import torch
@@ -37,6 +38,11 @@ class Communicators:
     """The replica again, for its mailbox alone: messages and collectives do not mix on a group."""
     local: Communicator
 
+    @classmethod
+    def of_one(cls) -> Communicators:
+        """For one process, which has nobody to talk to."""
+        return cls(*[SingleCommunicator()] * len(fields(cls)))
+
 
 @dataclass(frozen=True)
 class GroupMaker:
@@ -52,30 +58,63 @@ class GroupMaker:
     failure: FailureRecord
     undo: ExitStack
 
-    def make(self, choice: BackendChoice) -> Communicators:
-        """All communicators, connected but untried. Collective.
+    def make(self, choice: BackendChoice) -> dict[str, Communicator]:
+        """Of every axis but `messages` and `local`, connected but untried. Collective.
 
-        Raises UsageError when the program has made fairscale groups of another layout,
-        HardwareError when it made them over another transport than `choice`.
+        Those two have groups of their own only where there is no shared memory. Raises UsageError
+        when the program has made fairscale groups of another layout, HardwareError when it made
+        them over another backend than `choice`.
         """
         groups = self._model_parallel_groups(choice)
-        world = self._control("world", [tuple(range(self.layout.world_size))])
-        replica = world
-        if self.layout.dp_size > 1:
-            replica = self._control("replica", self._every(self.layout.replica_group))
-        messages = self._control("messages", self._every(self.layout.replica_group))
-        dp = self._data("dp", groups.dp)
+        plain = {axis: self._data(axis, group) for axis, group in vars(groups).items()}
         if "cpu" not in gloo_backends(groups.dp):  # the program made it, for something else
-            dp = self._control("dp", self._every(self.layout.dp_group))
-        return Communicators(
-            tp=self._data("tp", groups.tp),
-            pp=self._data("pp", groups.pp),
-            dp=dp,
-            replica=replica,
-            world=world,
-            messages=messages,
-            local=self._control("local", self._every(self._local_group)),
-        )
+            plain["dp"] = self.over_gloo("dp")
+        plain["world"] = plain["replica"] = self.over_gloo("world")
+        if self.layout.dp_size > 1:
+            plain["replica"] = self.over_gloo("replica")
+        return plain
+
+    def groups_of(self, axis: str) -> list[tuple[int, ...]]:
+        """Every group of an axis once, in the same order on all ranks."""
+        return list(dict.fromkeys(map(self._members(axis), range(self.layout.world_size))))
+
+    def group_of(self, axis: str) -> tuple[int, ...]:
+        """The ranks of this rank's group, in their order there."""
+        return self._members(axis)(self.rank)
+
+    def by_host(self, ranks: Iterable[int]) -> list[tuple[int, ...]]:
+        """`ranks` in parts that share memory, each in the order given."""
+        parts: dict[str, tuple[int, ...]] = {}
+        for rank in ranks:
+            parts[self.hosts[rank]] = (*parts.get(self.hosts[rank], ()), rank)
+        return list(parts.values())
+
+    def patience_s(self, axis: str) -> float:
+        """How long one call may take."""
+        if axis in ("tp", "dp"):
+            return self.config.timeout_s
+        if axis == "pp" and not self.config.limit_s("heartbeat_timeout_s"):
+            return self.config.timeout_s
+        # the stage before may compute for long, and the heartbeat knows whether it does
+        return self.config.control_timeout_s
+
+    def over_gloo(self, axis: str, groups: Iterable[tuple[int, ...]] | None = None) -> Communicator:
+        """The communicator of this rank's group among `groups`, all of them made by all ranks.
+
+        By default they are the axis's. Ranks that are in none, or alone in theirs, get one of one.
+        """
+        mine: Communicator = SingleCommunicator()
+        for ranks in self.groups_of(axis) if groups is None else groups:
+            if len(ranks) == 1:
+                continue
+            # Connecting must not take as long as waiting for work may.
+            timeout = timedelta(seconds=self.config.timeout_s)
+            group = dist.new_group(list(ranks), backend="gloo", timeout=timeout)
+            if self.rank in ranks:
+                self.undo.callback(_destroy, group)
+                set_gloo_timeout(group, self.patience_s(axis))
+                mine = self._over(group, axis)
+        return mine
 
     def _model_parallel_groups(self, choice: BackendChoice) -> fairscale.ModelParallelGroups:
         """The program's, else new ones."""
@@ -88,52 +127,37 @@ class GroupMaker:
                 self.undo.callback(_destroy, group)
                 set_gloo_timeout(group, self.config.timeout_s)
         fairscale.check_groups(groups, self.layout, rank=self.rank)
-        if transport_of(groups.tp) != choice.name:
+        if backend_of(groups.tp) != choice.name:
             raise HardwareError(
                 f"backend {choice.name!r} was asked for, but the program's model-parallel groups "
-                f"use {transport_of(groups.tp)!r}; drop one of the two"
+                f"use {backend_of(groups.tp)!r}; drop one of the two"
             )
         return groups
 
     def _data(self, axis: str, group: dist.ProcessGroup) -> Communicator:
-        if dist.get_world_size(group) == 1:
-            return SingleCommunicator()
-        patience_s = self.config.timeout_s
-        if axis == "pp" and self.config.limit_s("heartbeat_timeout_s"):
-            # the stage before may compute for long, and the heartbeat knows whether it does
-            patience_s = self.config.control_timeout_s
-        return self._over(group, axis, patience_s)
+        return SingleCommunicator() if dist.get_world_size(group) == 1 else self._over(group, axis)
 
-    def _control(self, axis: str, groups: Iterable[tuple[int, ...]]) -> Communicator:
-        """The communicator of this rank's group among `groups`, all of them made by all ranks."""
-        mine: Communicator = SingleCommunicator()
-        for ranks in groups:
-            if len(ranks) == 1:
-                continue
-            # Connecting must not take as long as waiting for work may.
-            timeout = timedelta(seconds=self.config.timeout_s)
-            group = dist.new_group(list(ranks), backend="gloo", timeout=timeout)
-            if self.rank in ranks:
-                self.undo.callback(_destroy, group)
-                patience_s = self.config.control_timeout_s
-                set_gloo_timeout(group, patience_s)
-                mine = self._over(group, axis, patience_s)
-        return mine
-
-    def _over(self, group: dist.ProcessGroup, axis: str, timeout_s: float) -> TorchCommunicator:
-        comm = TorchCommunicator(group, axis=axis, timeout_s=timeout_s, failure=self.failure)
+    def _over(self, group: dist.ProcessGroup, axis: str) -> TorchCommunicator:
+        patience_s = self.patience_s(axis)
+        comm = TorchCommunicator(group, axis=axis, timeout_s=patience_s, failure=self.failure)
         self.undo.callback(comm.close)
         return comm
 
-    def _local_group(self, rank: int) -> tuple[int, ...]:
-        return tuple(r for r, host in enumerate(self.hosts) if host == self.hosts[rank])
+    def _members(self, axis: str) -> Callable[[int], tuple[int, ...]]:
+        return {
+            "tp": self.layout.tp_group,
+            "pp": self.layout.pp_group,
+            "dp": self.layout.dp_group,
+            "replica": self.layout.replica_group,
+            "messages": self.layout.replica_group,
+            "world": lambda _: tuple(range(self.layout.world_size)),
+            "local": lambda rank: next(
+                ranks for ranks in self.by_host(range(self.layout.world_size)) if rank in ranks
+            ),
+        }[axis]
 
-    def _every(self, group_of: Callable[[int], tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Every group of an axis once, in the same order on all ranks."""
-        return list(dict.fromkeys(group_of(rank) for rank in range(self.layout.world_size)))
 
-
-def transport_of(group: dist.ProcessGroup) -> BackendName:
+def backend_of(group: dist.ProcessGroup) -> BackendName:
     """What carries accelerator tensors in `group`, or CPU tensors where it takes no other."""
     served_by_gloo = set(gloo_backends(group))
     return "gloo" if {device.type for device in group._device_types} == served_by_gloo else "nccl"

@@ -21,7 +21,7 @@ FRAME_SIZE = 1024
 class Mailbox:
     """This rank's messages to and from the others of `comm`, in order for each pair of ranks.
 
-    `post` returns at once unless `window` messages to that rank have not been received yet.
+    `post` returns at once unless `window` messages to that rank are still on their way.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Mailbox:
         return values
 
     def flush(self) -> None:
-        """Wait until every posted message has been received."""
+        """Wait until every posted message can be received without this rank."""
         for posted in self._posted.values():
             while posted:
                 _wait(posted.popleft())

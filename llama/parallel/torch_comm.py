@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llama.errors import LlamaError, PeerLostError, RankMismatchError, RankTimeoutError
+from llama.parallel.calls import CallMarks
 from llama.parallel.comm import Communicator, Work
 from llama.parallel.liveness.failure import FailureRecord
-from llama.parallel.liveness.whereabouts import Whereabouts
 
 _MISMATCH = re.compile(r"mismatch between collectives", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -45,11 +45,10 @@ class TorchCommunicator(Communicator):
         self.axis = axis
         self._group: dist.ProcessGroup | None = group
         self._under_way: WeakSet[_TorchWork] = WeakSet()
-        self._failure = failure
-        self._whereabouts = Whereabouts() if failure is None else failure.whereabouts
-        self._calls: dict[tuple[str, int | None], str] = {}
         self._rank = dist.get_rank(group)
-        self._global_ranks = dist.get_process_group_ranks(group)
+        global_ranks = dist.get_process_group_ranks(group)
+        self._size = len(global_ranks)
+        self._marks = CallMarks(axis, rank=self._rank, global_ranks=global_ranks, failure=failure)
         self._timeout = timedelta(seconds=timeout_s)
         self._gloo_devices = frozenset(gloo_backends(group))
 
@@ -75,7 +74,7 @@ class TorchCommunicator(Communicator):
 
     @property
     def size(self) -> int:
-        return len(self._global_ranks)
+        return self._size
 
     def all_reduce(self, x: Tensor) -> Tensor:
         self.all_reduce_async(x).wait()
@@ -141,30 +140,18 @@ class TorchCommunicator(Communicator):
 
         Everything that can wait for a rank happens in here, so here the heartbeat learns of it.
         """
-        at, call = self._whereabouts, (op, peer)
-        at.awaited = self._global_ranks
-        at.waiting_for = self._calls.get(call) or self._named(call)
+        self._marks.begin(op, peer)
         try:
             yield
         except LlamaError:
             raise
         except RuntimeError as error:
-            typed = self._typed(error, self._named(call))
+            typed = self._typed(error, self._marks.name(op, peer))
             if typed is None:
                 raise
             # torch's frames hold the group, which `close` could then not let go of
             raise typed from error.with_traceback(None)
-        at.n_done += 1  # before the next line: who reads that nothing is awaited reads this as well
-        at.waiting_for = None
-
-    def _named(self, call: tuple[str, int | None]) -> str:
-        """'tp all_reduce with rank 1', put together once."""
-        op, peer = call
-        others = [rank for rank in self._global_ranks if rank != self._global_ranks[self._rank]]
-        peers = others if peer is None else [self._global_ranks[peer]]
-        word = "rank" if len(peers) == 1 else "ranks"
-        name = f"{self.axis} {op} with {word} {', '.join(map(str, peers))}"
-        return self._calls.setdefault(call, name)
+        self._marks.end()
 
     def _typed(self, error: RuntimeError, what: str) -> LlamaError | None:
         """The error to raise instead; None when `error` is not about ranks."""
@@ -176,7 +163,7 @@ class TorchCommunicator(Communicator):
         lost: LlamaError = PeerLostError(f"{what}: a rank is gone ({text})")
         if _TIMED_OUT.search(text):
             lost = RankTimeoutError(f"{what}: no answer in time ({text})")
-        return lost if self._failure is None else self._failure.explain(lost)
+        return self._marks.explained(lost)
 
     def _ready(self, x: Tensor) -> Tensor:
         """`x` itself if the transport can use it as it lies, else a copy that it can use."""

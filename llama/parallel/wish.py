@@ -20,7 +20,7 @@ def with_environment(config: ParallelConfig, environ: Mapping[str, str]) -> Para
     found: dict[str, Any] = {
         name: _limit_s(config, name, environ.get(f"LLAMA_{name.upper()}")) for name in TIME_LIMITS
     }
-    for name in ("tp_size", "pp_size", "device", "backend"):
+    for name in ("tp_size", "pp_size", "device", "backend", "transport"):
         variable = f"LLAMA_{name.upper()}"
         text = environ.get(variable)
         if text and getattr(config, name) is None:

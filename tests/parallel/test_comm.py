@@ -1,17 +1,25 @@
-"""Collectives over real gloo ranks against plain arithmetic, and the axis of one rank."""
+"""Collectives over real ranks against plain arithmetic, over every transport; the axis of one rank.
+
+A hierarchical axis has its ranks on hosts that are made up, and gloo everywhere.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.context import ParallelContext
+from llama.parallel.hierarchical import HierarchicalCommunicator
+from llama.parallel.torch_comm import TorchCommunicator
 from tests.helpers.ranks import run_layout
 
+TRANSPORTS = pytest.mark.parametrize("transport", ["shm", "gloo"])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 
 
@@ -21,7 +29,12 @@ def piece(rank: int, dtype: torch.dtype) -> Tensor:
 
 
 def collectives(context: ParallelContext) -> dict[str, Any]:
-    comm, found = context.tp, {}
+    assert context.transport.name in ("none", os.environ["LLAMA_TRANSPORT"])
+    return collectives_of(context.tp)
+
+
+def collectives_of(comm: Communicator) -> dict[str, Any]:
+    found = {}
     for dtype in DTYPES:
         mine = piece(comm.rank, dtype)
         asynchronous = mine.clone()
@@ -40,9 +53,15 @@ def collectives(context: ParallelContext) -> dict[str, Any]:
     return found
 
 
+@TRANSPORTS
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_collectives_equal_plain_arithmetic(size: int) -> None:
-    for rank, by_dtype in enumerate(run_layout(collectives, tp=size)):
+def test_collectives_equal_plain_arithmetic(size: int, transport: str) -> None:
+    check_collectives(run_layout(collectives, tp=size, transport=transport))
+
+
+def check_collectives(results: list[dict[str, Any]]) -> None:
+    size = len(results)
+    for rank, by_dtype in enumerate(results):
         for dtype in DTYPES:
             pieces = [piece(r, dtype) for r in range(size)]
             total = torch.stack(pieces).sum(0).to(dtype)
@@ -76,9 +95,11 @@ def awkward_shapes(context: ParallelContext) -> list[Any]:
     return [summed, column, empty.shape, comm.broadcast(torch.zeros(0)).shape]
 
 
-def test_strided_and_empty_tensors() -> None:
+@TRANSPORTS
+def test_strided_and_empty_tensors(transport: str) -> None:
     total = (piece(0, torch.float32) + piece(1, torch.float32)).t()
-    for rank, (summed, column, *shapes) in enumerate(run_layout(awkward_shapes, tp=2)):
+    found = run_layout(awkward_shapes, tp=2, transport=transport)
+    for rank, (summed, column, *shapes) in enumerate(found):
         assert summed.tolist() == total.tolist()
         # rank 0 sends after the sum, which may have been done in place
         assert column.tolist() == ([0.0] * 3 if rank == 0 else total[:, 1].tolist())
@@ -109,8 +130,9 @@ def along_the_pipeline(context: ParallelContext) -> dict[str, Any]:
     }
 
 
-def test_ranks_of_an_axis_are_local_to_it() -> None:
-    found = run_layout(along_the_pipeline, tp=2, pp=2)
+@TRANSPORTS
+def test_ranks_of_an_axis_are_local_to_it(transport: str) -> None:
+    found = run_layout(along_the_pipeline, tp=2, pp=2, transport=transport)
     assert [row["peer"] for row in found] == [102, 103, 100, 101]
     assert [row["in order"] for row in found[2:]] == [[100, 101, 102], [101, 102, 103]]
     assert [row["from the last"] for row in found] == [102, 103, 102, 103]
@@ -126,9 +148,10 @@ def uneven_use(context: ParallelContext) -> int:
     return int(context.world.all_reduce(total))
 
 
-def test_groups_of_one_axis_are_independent() -> None:
+@TRANSPORTS
+def test_groups_of_one_axis_are_independent(transport: str) -> None:
     first, second = 1, 5 * 2**9
-    assert run_layout(uneven_use, tp=2, pp=2) == [2 * (first + second)] * 4
+    assert run_layout(uneven_use, tp=2, pp=2, transport=transport) == [2 * (first + second)] * 4
 
 
 def overlapping(context: ParallelContext) -> list[int]:
@@ -140,8 +163,58 @@ def overlapping(context: ParallelContext) -> list[int]:
     return [int(x) for x in tensors]
 
 
-def test_several_sums_at_once() -> None:
-    assert run_layout(overlapping, tp=2) == [[1 + 20 * i for i in range(5)]] * 2
+@TRANSPORTS
+def test_several_sums_at_once(transport: str) -> None:
+    found = run_layout(overlapping, tp=2, transport=transport)
+    assert found == [[1 + 20 * i for i in range(5)]] * 2
+
+
+def group_of(ranks: list[int], axis: str) -> Communicator:
+    """Over gloo, on the ranks that are in it."""
+    group = dist.new_group(ranks, backend="gloo")
+    if len(ranks) == 1 or dist.get_rank() not in ranks:
+        return SingleCommunicator()
+    return TorchCommunicator(group, axis=axis, timeout_s=30)
+
+
+def on_made_up_hosts(context: ParallelContext, hosts: list[list[int]]) -> dict[str, Any]:
+    own = next(i for i, ranks in enumerate(hosts) if context.rank in ranks)
+    inside = [group_of(ranks, "inside") for ranks in hosts][own]
+    leaders = group_of([ranks[0] for ranks in hosts], "between")
+    whole = group_of(list(range(context.tp.size)), "whole")
+    between = leaders if inside.rank == 0 else None
+    comm = HierarchicalCommunicator(whole, inside=inside, between=between, hosts=hosts)
+    assert (comm.rank, comm.size) == (context.rank, context.tp.size)
+    found = collectives_of(comm)
+    me, out = torch.tensor([comm.rank]), torch.zeros(comm.size, 1, dtype=torch.int64)
+    sent = [comm.isend(me, peer) for peer in range(comm.size) if peer != comm.rank]
+    for peer in range(comm.size):
+        if peer != comm.rank:
+            comm.recv(out[peer], peer)
+    for work in sent:
+        work.wait()
+    found["received"] = out[:, 0].tolist()
+    from_all = [comm.broadcast(me.clone(), src=src).item() for src in range(comm.size)]
+    found["broadcast"] = from_all
+    return found
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [[0, 1], [2, 3]],
+        [[0, 2], [1]],
+        pytest.param([[0], [1, 2, 3]], marks=pytest.mark.nightly),
+        pytest.param([[0, 3], [1], [2]], marks=pytest.mark.nightly),
+    ],
+)
+def test_an_axis_across_hosts_of_any_number_of_ranks(hosts: list[list[int]]) -> None:
+    size = sum(map(len, hosts))
+    results = run_layout(on_made_up_hosts, hosts, tp=size, transport="gloo")
+    for rank, found in enumerate(results):
+        assert found.pop("received") == [0 if peer == rank else peer for peer in range(size)]
+        assert found.pop("broadcast") == list(range(size))
+    check_collectives(results)
 
 
 def test_the_axis_of_one_rank_is_the_identity() -> None:

@@ -11,7 +11,13 @@ import torch
 import torch.distributed as dist
 
 from llama.config import ParallelConfig
-from llama.errors import HardwareError, LlamaError, RankMismatchError, UsageError
+from llama.errors import (
+    HardwareError,
+    LlamaError,
+    RankMismatchError,
+    UnknownNameError,
+    UsageError,
+)
 from llama.log import get_logger
 from llama.parallel.context import ParallelContext, initialize, single
 from llama.parallel.layout import ParallelLayout
@@ -61,11 +67,12 @@ def test_sizes_that_do_not_fit(world: int, sizes: dict[str, int], message: str) 
 
 def test_the_launchers_variables_fill_what_is_left_open() -> None:
     environ = {"LLAMA_TP_SIZE": "2", "LLAMA_PP_SIZE": "3", "LLAMA_DEVICE": "cpu"}
-    environ["LLAMA_BACKEND"] = "gloo"
+    environ |= {"LLAMA_BACKEND": "gloo", "LLAMA_TRANSPORT": "shm"}
     limits = {"load_timeout_s": 1.0, "step_timeout_s": 2.0, "heartbeat_timeout_s": 0.0}
     asked = ParallelConfig(tp_size=4, timeout_s=7, init_timeout_s=3, **limits)
+    named = {"device": "cpu", "backend": "gloo", "transport": "shm"}
     assert with_environment(asked, environ) == ParallelConfig(
-        tp_size=4, pp_size=3, device="cpu", backend="gloo", timeout_s=7, init_timeout_s=3, **limits
+        tp_size=4, pp_size=3, timeout_s=7, init_timeout_s=3, **named, **limits
     )
     assert with_environment(asked, dict.fromkeys(environ, "")) == asked
     with pytest.raises(UsageError, match="LLAMA_PP_SIZE must be a whole number, got 'two'"):
@@ -135,6 +142,7 @@ def with_variables(info: RankInfo, environ: dict[str, str], config: ParallelConf
         ({}, ParallelConfig(tp_size=2), UsageError, "start a multiple of 2 ranks"),
         ({"LLAMA_PP_SIZE": "2"}, ParallelConfig(), UsageError, "start a multiple of 2 ranks"),
         ({"LLAMA_DEVICE": "tpu"}, ParallelConfig(), UsageError, "unknown device 'tpu'"),
+        ({"LLAMA_TRANSPORT": "x"}, ParallelConfig(), UnknownNameError, "known: auto, shm, gloo"),
         ({"LLAMA_BACKEND": "nccl"}, ParallelConfig(device="cpu"), HardwareError, "'nccl' cannot"),
     ],
 )
@@ -156,6 +164,7 @@ def describe(context: ParallelContext) -> dict[str, Any]:
         "local": context.local_world_size,
         "device": str(context.device),
         "backend": context.backend.name,
+        "transport": context.transport.name,
         "fairscale": (
             fs.get_model_parallel_world_size(),
             fs.get_model_parallel_rank(),
@@ -173,7 +182,7 @@ GRIDS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2
 @pytest.mark.parametrize(("tp", "pp", "dp"), GRIDS)
 def test_every_rank_knows_its_place_and_fairscale_agrees(tp: int, pp: int, dp: int) -> None:
     layout = ParallelLayout(tp, pp, dp)
-    for rank, found in enumerate(run_layout(describe, tp=tp, pp=pp, dp=dp)):
+    for rank, found in enumerate(run_layout(describe, tp=tp, pp=pp, dp=dp, transport="auto")):
         at = layout.coordinates(rank)
         assert found == {
             "stages": (at.pp_rank == 0, at.pp_rank == pp - 1),
@@ -182,6 +191,7 @@ def test_every_rank_knows_its_place_and_fairscale_agrees(tp: int, pp: int, dp: i
             "local": tp * pp * dp,
             "device": "cpu",
             "backend": "gloo",
+            "transport": "none" if tp * pp * dp == 1 else "shm",
             "fairscale": (
                 tp,
                 at.tp_rank,

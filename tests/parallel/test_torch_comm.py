@@ -1,4 +1,6 @@
-"""What a rank is told when a peer dies, is late, or makes another call; and tensors off the CPU."""
+"""What a rank is told when a peer dies, is late, or makes another call, over every transport; and
+tensors off the CPU.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,35 @@ def lose_a_peer(info: RankInfo, op: str, debug_level: str) -> None:
     if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     call(context.tp, op)
+    assert op == "send", "this rank went on"
+    call(context.tp, "recv")  # a small message goes where a receiver may take it, alive or not
 
 
 OPS = ["all_reduce", "all_reduce_async", "all_gather", "gather", "recv", "send", "barrier"]
 
 
-@pytest.mark.parametrize("debug_level", ["OFF", "DETAIL"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["shm", "gloo"])
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_a_killed_peer_is_named_with_axis_and_operation(op: str, debug_level: str) -> None:
-    error, died = run_ranks(lose_a_peer, 2, op, debug_level, expect_error=True)
+@pytest.mark.parametrize(
+    ("transport", "debug_level"),
+    [
+        ("shm", "OFF"),
+        ("gloo", "OFF"),
+        pytest.param("gloo", "DETAIL", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_killed_peer_is_named_with_axis_and_operation(
+    op: str, transport: str, debug_level: str
+) -> None:
+    error, died = run_ranks(lose_a_peer, 2, op, debug_level, transport=transport, expect_error=True)
     assert isinstance(died, RankDied)
     assert type(error) is PeerLostError
-    name = {"recv": "receive", "all_reduce_async": "all_reduce"}.get(op, op)
-    assert str(error).startswith(f"tp {name} with rank 1: a rank is gone")
+    names = {"recv": ["receive"], "all_reduce_async": ["all_reduce"], "send": ["send", "receive"]}
+    assert str(error).startswith(
+        tuple(f"tp {name} with rank 1: a rank is gone" for name in names.get(op, [op]))
+    )
     assert "GLHF" not in str(error)
     assert "/gloo/" not in str(error)
 
@@ -60,8 +78,9 @@ def lose_one_of_four(context: ParallelContext) -> None:
     context.world.barrier()
 
 
-def test_all_survivors_of_a_larger_world_notice() -> None:
-    errors = run_layout(lose_one_of_four, tp=2, pp=2, expect_error=True)
+@TRANSPORTS
+def test_all_survivors_of_a_larger_world_notice(transport: str) -> None:
+    errors = run_layout(lose_one_of_four, tp=2, pp=2, transport=transport, expect_error=True)
     kinds = [type(error) for error in errors]
     assert kinds == [PeerLostError, PeerLostError, RankDied, PeerLostError]
 
@@ -80,12 +99,19 @@ def wait_in_vain(info: RankInfo, op: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "op",
-    ["all_reduce", *(pytest.param(op, marks=pytest.mark.nightly) for op in ("recv", "send"))],
+    ("op", "transport"),
+    [
+        ("all_reduce", "shm"),
+        ("all_reduce", "gloo"),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (("recv", "shm"), ("recv", "gloo"), ("send", "gloo"))
+        ),
+    ],
 )
-def test_a_late_peer_is_a_timeout(op: str) -> None:
+def test_a_late_peer_is_a_timeout(op: str, transport: str) -> None:
     """The groups are fairscale's: their own timeout would be half an hour."""
-    message, _ = run_ranks(wait_in_vain, 2, op, deadline_s=30)
+    message, _ = run_ranks(wait_in_vain, 2, op, transport=transport, deadline_s=30)
     name = "receive" if op == "recv" else op
     assert message.startswith(f"{RankTimeoutError.__name__}: tp {name} with rank 1: no answer")
 
@@ -99,9 +125,11 @@ def wait_for_a_long_stage(context: ParallelContext) -> float:
 
 
 @pytest.mark.slow
-def test_a_stage_may_wait_for_long_for_the_one_before_it() -> None:
+@TRANSPORTS
+def test_a_stage_may_wait_for_long_for_the_one_before_it(transport: str) -> None:
     """That one computes all its layers meanwhile, and beats."""
-    assert run_layout(wait_for_a_long_stage, pp=2, timeout_s=1.0) == [1.0, 1.0]
+    found = run_layout(wait_for_a_long_stage, pp=2, timeout_s=1.0, transport=transport)
+    assert found == [1.0, 1.0]
 
 
 def differ(context: ParallelContext) -> None:
@@ -109,8 +137,10 @@ def differ(context: ParallelContext) -> None:
     context.tp.all_reduce(x)
 
 
-def test_different_calls_are_a_mismatch_in_detail_mode() -> None:
-    for error in run_layout(differ, tp=2, expect_error=True):
+@TRANSPORTS
+def test_different_calls_are_a_mismatch(transport: str) -> None:
+    """Over gloo in torch's detail mode, in which these tests run."""
+    for error in run_layout(differ, tp=2, transport=transport, expect_error=True):
         assert type(error) is RankMismatchError
         assert "tp all_reduce" in str(error)
 
@@ -122,8 +152,9 @@ def fail_with_a_record(context: ParallelContext) -> None:
             os._exit(3)
 
 
-def test_the_first_failure_is_part_of_the_message() -> None:
-    errors = run_layout(fail_with_a_record, tp=3, expect_error=True)
+@TRANSPORTS
+def test_the_first_failure_is_part_of_the_message(transport: str) -> None:
+    errors = run_layout(fail_with_a_record, tp=3, transport=transport, expect_error=True)
     for error in (errors[0], errors[2]):
         assert type(error) is PeerLostError
         assert "first failure: rank 1 (" in str(error)
@@ -134,8 +165,9 @@ def make_a_mistake(context: ParallelContext) -> None:
     context.tp.all_reduce(torch.zeros(2, dtype=torch.complex64).to_sparse())
 
 
-def test_an_error_that_is_not_about_ranks_stays_what_it_is() -> None:
-    for error in run_layout(make_a_mistake, tp=2, expect_error=True):
+@TRANSPORTS
+def test_an_error_that_is_not_about_ranks_stays_what_it_is(transport: str) -> None:
+    for error in run_layout(make_a_mistake, tp=2, transport=transport, expect_error=True):
         assert not isinstance(error, LlamaError)
 
 

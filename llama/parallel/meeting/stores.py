@@ -40,14 +40,23 @@ def host_store(ip: str, port: int, *, timeout_s: float) -> TCPStore:
     `timeout_s` limits every wait for a key. Raises HardwareError when the port is taken
     or this machine does not reach the address.
     """
+    return serve_store(listen(ip, port), ip, timeout_s=timeout_s)
+
+
+def listen(ip: str, port: int) -> socket.socket:
+    """A socket for `serve_store`: who connects to it now will be answered then."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
-        listener = socket.create_server((ip, port), family=family, backlog=1024)
+        return socket.create_server((ip, port), family=family, backlog=1024)
     except OSError as error:
         raise HardwareError(
             f"port {port} of {ip} cannot be listened on ({os.strerror(error.errno or 0)})"
             f"{_owner_of(port)}; choose another --master_port, or end what holds it"
         ) from error
+
+
+def serve_store(listener: socket.socket, ip: str, *, timeout_s: float) -> TCPStore:
+    """`host_store` on a socket that listens already. Threads begin here, and none before."""
     try:
         with _slow_names_told(ip):
             return TCPStore(
