@@ -15,14 +15,15 @@ from llama.layers.linear import QKVParallelLinear, RowParallelLinear
 from llama.ops.attention import Attention
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import head_shard
+from llama.quant.base import DENSE, LinearMethod
 
 
 @dataclass(frozen=True)
 class Step:
     """What is made once per step and used by every layer.
 
-    `rotate` puts positions into heads (N, heads, head_dim), None where they came in with the
-    embedding; `attend` keeps new K and V in the cache, and reads it.
+    `rotate` puts positions into heads (N, heads, head_dim), if need be in place; None where they
+    came in with the embedding; `attend` keeps new K and V in the cache, and reads it.
     """
 
     rotate: Callable[[Tensor], Tensor] | None
@@ -46,6 +47,7 @@ class ParallelAttention(nn.Module):
         bias: bool,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -57,6 +59,7 @@ class ParallelAttention(nn.Module):
             bias=bias,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
         shards = [
             head_shard(n_heads, n_kv_heads, tp_size=tp.size, tp_rank=rank)
@@ -69,6 +72,7 @@ class ParallelAttention(nn.Module):
             tp=tp,
             name="wo",
             dtype=dtype,
+            method=method,
             parts=[shard.rows(head_dim) for shard in shards],
         )
 

@@ -14,6 +14,7 @@ from llama.layers.parameter import sharded_parameter
 from llama.ops.sampling import finite_rows
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import replicated, vocab_shard
+from llama.quant.base import DENSE, LinearMethod
 
 ROWS_AT_ONCE = 64
 """Rows whose local logits `ParallelLMHead.logprobs` has in memory together."""
@@ -85,16 +86,20 @@ class ParallelLMHead(ParallelLinear):
         tp: Communicator,
         name: str,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         shape = (num_embeddings, embedding_dim)
+        shard = vocab_shard(f"{name}.weight", shape, tp_size=tp.size, tp_rank=tp.rank)
         super().__init__(
             embedding_dim,
             num_embeddings,
-            weight=vocab_shard(f"{name}.weight", shape, tp_size=tp.size, tp_rank=tp.rank),
+            weight=shard,
             bias=None,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
+        self._n_rows = shard.shape[0]
 
     def forward(self, hidden: Tensor) -> Tensor | None:
         """hidden (R, embedding_dim) -> fp32 (R, num_embeddings) on tp rank 0, else None."""
@@ -118,9 +123,8 @@ class ParallelLMHead(ParallelLinear):
         """`_tile` of all rows, (3, T) fp32; the target's logit is 0 where it is another rank's."""
         parts = torch.zeros(3, len(targets), dtype=torch.float32, device=hidden.device)
         parts[0] = -torch.inf
-        n_rows = self.weight.shape[0]
-        first = self.tp.rank * n_rows
-        n_own = min(max(0, n_words - first), n_rows)
+        first = self.tp.rank * self._n_rows
+        n_own = min(max(0, n_words - first), self._n_rows)
         if n_own == 0:
             return parts
         columns = targets - first

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.errors import UsageError
-from llama.layers.parameter import sharded_parameter
+from llama.layers.parameter import scales_parameter, sharded_parameter
 from llama.parallel.comm import Communicator
 from llama.parallel.layout import partition
 from llama.parallel.shard import Shard, head_shard, replicated, sliced, stacked
+from llama.quant.base import DENSE, LinearMethod
 
 
 class ParallelLinear(nn.Module):
-    """A local weight and bias, and the product with them. The features named are the full ones."""
+    """A local weight and bias, and the product with them. The features named are the full ones.
+
+    `method` says how the weight is held: as the parameter `weight`, and `scales` or None.
+    """
 
     def __init__(
         self,
@@ -31,17 +35,26 @@ class ParallelLinear(nn.Module):
         bias: Shard | None,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.tp = tp
-        self.weight = sharded_parameter(weight, dtype=dtype)
+        self.method = method
+        stored = method.store(weight, dtype=dtype)
+        self._margins = stored.margins
+        self.weight = sharded_parameter(
+            stored.shard, dtype=stored.values.dtype, shape=stored.values.shape, intake=stored.intake
+        )
+        self.scales = None if stored.scales is None else scales_parameter(stored.scales)
         self.bias = None if bias is None else sharded_parameter(bias, dtype=dtype)
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (N, local inputs) -> (N, local outputs)."""
-        return F.linear(x, self.weight, bias)
+        if self._margins != (0, 0):
+            x = F.pad(x, self._margins)
+        return self.method.apply(x, self.weight, self.scales, bias)
 
     def extra_repr(self) -> str:
         return (
@@ -69,6 +82,7 @@ class ColumnParallelLinear(ParallelLinear):
         gather_output: bool = False,
         name: str,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
         parts: Sequence[range] | None = None,
     ) -> None:
         self.parts = parts or _balanced(out_features, tp, what="out_features")
@@ -81,6 +95,7 @@ class ColumnParallelLinear(ParallelLinear):
             bias=sliced(f"{name}.bias", (out_features,), 0, part) if bias else None,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +131,7 @@ class MergedColumnParallelLinear(ParallelLinear):
         bias: bool,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         weights = [(f"{name}.weight", (out, in_features), part) for name, out, part in layers]
         biases = [(f"{name}.bias", (out,), part) for name, out, part in layers]
@@ -126,6 +142,7 @@ class MergedColumnParallelLinear(ParallelLinear):
             bias=stacked(biases, dim=0) if bias else None,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,6 +167,7 @@ class QKVParallelLinear(MergedColumnParallelLinear):
         bias: bool,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         own = head_shard(n_heads, n_kv_heads, tp_size=tp.size, tp_rank=tp.rank)
         kv_features = n_kv_heads * head_dim
@@ -158,7 +176,7 @@ class QKVParallelLinear(MergedColumnParallelLinear):
             ("wk", kv_features, own.kv_rows(head_dim)),
             ("wv", kv_features, own.kv_rows(head_dim)),
         ]
-        super().__init__(in_features, layers, bias=bias, tp=tp, dtype=dtype)
+        super().__init__(in_features, layers, bias=bias, tp=tp, dtype=dtype, method=method)
         self.n_local_heads = len(own.heads)
         self.n_local_kv_heads = len(own.kv_heads)
 
@@ -181,6 +199,7 @@ class RowParallelLinear(ParallelLinear):
         input_is_parallel: bool = True,
         name: str,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
         parts: Sequence[range] | None = None,
     ) -> None:
         self.part = (parts or _balanced(in_features, tp, what="in_features"))[tp.rank]
@@ -192,6 +211,7 @@ class RowParallelLinear(ParallelLinear):
             bias=replicated(f"{name}.bias", (out_features,)) if bias else None,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
 
     def forward(self, x: Tensor) -> Tensor:

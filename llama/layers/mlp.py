@@ -13,8 +13,10 @@ from llama.layers.linear import (
     MergedColumnParallelLinear,
     RowParallelLinear,
 )
+from llama.ops.activation import silu_and_mul
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import ffn_shard
+from llama.quant.base import DENSE, LinearMethod
 
 
 class SwiGLU(nn.Module):
@@ -24,22 +26,33 @@ class SwiGLU(nn.Module):
     """
 
     def __init__(
-        self, dim: int, ffn_dim: int, *, bias: bool, tp: Communicator, dtype: torch.dtype
+        self,
+        dim: int,
+        ffn_dim: int,
+        *,
+        bias: bool,
+        tp: Communicator,
+        dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         parts = [ffn_shard(ffn_dim, tp_size=tp.size, tp_rank=rank) for rank in range(tp.size)]
         part = parts[tp.rank]
         self.w13 = MergedColumnParallelLinear(
-            dim, [("w1", ffn_dim, part), ("w3", ffn_dim, part)], bias=bias, tp=tp, dtype=dtype
+            dim,
+            [("w1", ffn_dim, part), ("w3", ffn_dim, part)],
+            bias=bias,
+            tp=tp,
+            dtype=dtype,
+            method=method,
         )
         self.w2 = RowParallelLinear(
-            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, parts=parts
+            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, method=method, parts=parts
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, dim) -> (N, dim)."""
-        gate, up = self.w13(x).chunk(2, dim=-1)  # (N, own columns) each
-        out: Tensor = self.w2(F.silu(gate).mul_(up))
+        out: Tensor = self.w2(silu_and_mul(self.w13(x)))
         return out
 
 
@@ -60,15 +73,16 @@ class GeluMLP(nn.Module):
         bias: bool,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         self.approximate = approximate
         parts = [ffn_shard(ffn_dim, tp_size=tp.size, tp_rank=rank) for rank in range(tp.size)]
         self.w1 = ColumnParallelLinear(
-            dim, ffn_dim, bias=bias, tp=tp, name="w1", dtype=dtype, parts=parts
+            dim, ffn_dim, bias=bias, tp=tp, name="w1", dtype=dtype, method=method, parts=parts
         )
         self.w2 = RowParallelLinear(
-            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, parts=parts
+            ffn_dim, dim, bias=bias, tp=tp, name="w2", dtype=dtype, method=method, parts=parts
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,11 +12,28 @@ import torch
 from torch import nn
 
 from llama.parallel.shard import Piece, Shard
+from llama.quant.base import MakeIntake, Memory
 
 
-def sharded_parameter(shard: Shard, *, dtype: torch.dtype) -> nn.Parameter:
-    """A parameter of shard.shape on the meta device, with `shard` as its attribute."""
-    return _attach(torch.empty(shard.shape, dtype=dtype, device="meta"), shard)
+def sharded_parameter(
+    shard: Shard,
+    *,
+    dtype: torch.dtype,
+    shape: tuple[int, ...] | None = None,
+    intake: MakeIntake | None = None,
+) -> nn.Parameter:
+    """A parameter on the meta device, with `shard` as its attribute.
+
+    It has shard.shape, or `shape` where what `shard` asks for lies otherwise in memory; `intake`,
+    kept as an attribute too, is then what brings it there.
+    """
+    shape = shard.shape if shape is None else shape
+    return _attach(torch.empty(shape, dtype=dtype, device="meta"), shard, intake)
+
+
+def scales_parameter(memory: Memory) -> nn.Parameter:
+    """A parameter on the meta device that another one's intake fills; zero until then."""
+    return sharded_parameter(Shard(memory.shape, ()), dtype=memory.dtype)
 
 
 def shard_of(parameter: nn.Parameter) -> Shard:
@@ -43,7 +60,8 @@ def materialize(module: nn.Module, device: torch.device) -> None:
 def _with_memory(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     shard = shard_of(parameter)
     make = torch.zeros if shard.is_padded else torch.empty
-    return _attach(make(shard.shape, dtype=parameter.dtype, device=device), shard)
+    data = make(parameter.shape, dtype=parameter.dtype, device=device)
+    return _attach(data, shard, getattr(parameter, "intake", None))
 
 
 def pieces(module: nn.Module) -> Iterator[tuple[nn.Parameter, Piece, str]]:
@@ -60,7 +78,8 @@ def pieces(module: nn.Module) -> Iterator[tuple[nn.Parameter, Piece, str]]:
             yield parameter, piece, prefix + piece.source
 
 
-def _attach(data: torch.Tensor, shard: Shard) -> nn.Parameter:
+def _attach(data: torch.Tensor, shard: Shard, intake: MakeIntake | None) -> nn.Parameter:
     parameter = nn.Parameter(data, requires_grad=False)
     parameter.shard = shard  # type: ignore[attr-defined]
+    parameter.intake = intake  # type: ignore[attr-defined]
     return parameter

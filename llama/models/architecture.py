@@ -10,13 +10,14 @@ from torch import nn
 
 from llama.config import ModelConfig
 from llama.parallel.comm import Communicator
+from llama.quant.base import LinearMethod
 
 
 class MakeBlock(Protocol):
     """Makes a module with forward(x (N, dim), step: Step, k_cache, v_cache) -> (N, dim)."""
 
     def __call__(
-        self, config: ModelConfig, *, tp: Communicator, dtype: torch.dtype
+        self, config: ModelConfig, *, tp: Communicator, dtype: torch.dtype, method: LinearMethod
     ) -> nn.Module: ...
 
 

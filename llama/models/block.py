@@ -9,6 +9,7 @@ from llama.config import ModelConfig
 from llama.layers.attention import ParallelAttention, Step
 from llama.models.architecture import MakeNorm
 from llama.parallel.comm import Communicator
+from llama.quant.base import DENSE, LinearMethod
 
 
 class PreNormBlock(nn.Module):
@@ -22,6 +23,7 @@ class PreNormBlock(nn.Module):
         feed_forward: nn.Module,
         tp: Communicator,
         dtype: torch.dtype,
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         self.attention_norm = make_norm(config, name="attention_norm", dtype=dtype)
@@ -33,6 +35,7 @@ class PreNormBlock(nn.Module):
             bias=config.attention_bias,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
         self.ffn_norm = make_norm(config, name="ffn_norm", dtype=dtype)
         self.feed_forward = feed_forward

@@ -26,7 +26,12 @@ from llama.ops.batch import Batch
 from llama.parallel.comm import Communicator, SingleCommunicator
 from llama.parallel.layout import stage_layers
 from llama.parallel.shard import head_shard
+from llama.quant.base import DENSE, LinearMethod
 from llama.registry import resolve
+
+_HEAD_COST = 0.25
+"""Time of a head's weight beside a layer's: between none, in a prompt, and 0.7, in a decode, nearer
+the prompt, where a cut for the other costs more (measured in docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,15 @@ def stage_of(config: ModelConfig, *, pp_size: int, pp_rank: int) -> Stage:
 
 
 def stages(config: ModelConfig, *, pp_size: int) -> tuple[Stage, ...]:
-    """Every stage, all balanced by parameters with embedding and head counted in.
+    """Every stage, all balanced by the time of a step, not by memory: a lookup costs the first
+    stage nothing, so with its table it may be the largest.
 
     Raises UsageError when there are more stages than layers.
     """
     layers = stage_layers(
         [config.layer_parameters] * config.n_layers,
         pp_size,
-        first_cost=config.embedding_parameters + config.position_parameters,
-        last_cost=config.embedding_parameters + config.dim,
+        last_cost=config.embedding_parameters * _HEAD_COST,
     )
     return tuple(
         Stage(own, is_first=pp_rank == 0, is_last=pp_rank == pp_size - 1)
@@ -87,9 +92,10 @@ def tensor_names(config: ModelConfig) -> frozenset[str]:
 class DecoderStage(nn.Module):
     """The layers of one stage, cut over `tp`. Made on the meta device; see `materialize`.
 
-    `max_positions` bounds every token's position; `attention` is a name in ATTENTION. Raises
-    UsageError for sizes that tp.size cannot cut and for more positions than were learned,
-    UnknownNameError for an unknown name.
+    `max_positions` bounds every token's position; `attention` is a name in ATTENTION; `method` is
+    how linear layers, the head among them, hold their weights. Raises UsageError for sizes that
+    tp.size or `method` cannot cut and for more positions than were learned, UnknownNameError for an
+    unknown name.
     """
 
     def __init__(
@@ -101,12 +107,14 @@ class DecoderStage(nn.Module):
         dtype: torch.dtype,
         max_positions: int,
         attention: str = "sdpa",
+        method: LinearMethod = DENSE,
     ) -> None:
         super().__init__()
         architecture: Architecture = resolve(MODELS, config.architecture, kind="architecture")
         self.config = config
         self.stage = stage
         self._tp = tp
+        self.attention = attention
         self._attention: AttentionBackend = resolve(ATTENTION, attention, kind="attention backend")
         self._windows = stage_windows(config, stage, max_positions=max_positions)
         learned = (
@@ -121,13 +129,13 @@ class DecoderStage(nn.Module):
             self._add_embeddings(learned, dtype=dtype)
         self.layers = nn.ModuleDict(
             {
-                str(index): architecture.make_block(config, tp=tp, dtype=dtype)
+                str(index): architecture.make_block(config, tp=tp, dtype=dtype, method=method)
                 for index in stage.layers
             }
         )
         if stage.is_last:
             self.norm = architecture.make_norm(config, name="norm", dtype=dtype)
-            self._add_head(dtype)
+            self._add_head(dtype, method)
 
     def _add_embeddings(self, learned_positions: int | None, *, dtype: torch.dtype) -> None:
         config = self.config
@@ -139,12 +147,13 @@ class DecoderStage(nn.Module):
                 learned_positions, config.dim, name="pos_embeddings", dtype=dtype
             )
 
-    def _add_head(self, dtype: torch.dtype) -> None:
+    def _add_head(self, dtype: torch.dtype, method: LinearMethod) -> None:
         config = self.config
         self.output = ParallelLMHead(
-            config.vocab_size, config.dim, tp=self._tp, name="output", dtype=dtype
+            config.vocab_size, config.dim, tp=self._tp, name="output", dtype=dtype, method=method
         )
-        if config.tied_embeddings and self.tok_embeddings is not None:
+        # else the head has a copy of its own, beside the embedding that no method changes
+        if config.tied_embeddings and self.tok_embeddings is not None and method.is_plain:
             self.output.weight = self.tok_embeddings.weight
 
     def materialize(self, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from llama.layers.norm import LayerNorm
 from llama.models.architecture import Architecture
 from llama.models.block import PreNormBlock
 from llama.parallel.comm import Communicator
+from llama.quant.base import DENSE, LinearMethod
 
 
 def make_norm(config: ModelConfig, *, name: str, dtype: torch.dtype) -> LayerNorm:
@@ -25,7 +26,14 @@ def make_norm(config: ModelConfig, *, name: str, dtype: torch.dtype) -> LayerNor
 class Gpt2Block(PreNormBlock):
     """Raises UsageError for an activation that is no GELU."""
 
-    def __init__(self, config: ModelConfig, *, tp: Communicator, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        tp: Communicator,
+        dtype: torch.dtype,
+        method: LinearMethod = DENSE,
+    ) -> None:
         if config.activation == "silu":
             raise UsageError("architecture gpt2 needs activation gelu or gelu_tanh, got silu")
         mlp = GeluMLP(
@@ -35,8 +43,11 @@ class Gpt2Block(PreNormBlock):
             bias=config.mlp_bias,
             tp=tp,
             dtype=dtype,
+            method=method,
         )
-        super().__init__(config, make_norm=make_norm, feed_forward=mlp, tp=tp, dtype=dtype)
+        super().__init__(
+            config, make_norm=make_norm, feed_forward=mlp, tp=tp, dtype=dtype, method=method
+        )
 
 
 GPT2 = Architecture(make_block=Gpt2Block, make_norm=make_norm, learned_positions=True)

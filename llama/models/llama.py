@@ -13,6 +13,7 @@ from llama.layers.norm import RMSNorm
 from llama.models.architecture import Architecture
 from llama.models.block import PreNormBlock
 from llama.parallel.comm import Communicator
+from llama.quant.base import DENSE, LinearMethod
 
 
 def make_norm(config: ModelConfig, *, name: str, dtype: torch.dtype) -> RMSNorm:
@@ -20,9 +21,20 @@ def make_norm(config: ModelConfig, *, name: str, dtype: torch.dtype) -> RMSNorm:
 
 
 class LlamaBlock(PreNormBlock):
-    def __init__(self, config: ModelConfig, *, tp: Communicator, dtype: torch.dtype) -> None:
-        mlp = SwiGLU(config.dim, config.ffn_dim, bias=config.mlp_bias, tp=tp, dtype=dtype)
-        super().__init__(config, make_norm=make_norm, feed_forward=mlp, tp=tp, dtype=dtype)
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        tp: Communicator,
+        dtype: torch.dtype,
+        method: LinearMethod = DENSE,
+    ) -> None:
+        mlp = SwiGLU(
+            config.dim, config.ffn_dim, bias=config.mlp_bias, tp=tp, dtype=dtype, method=method
+        )
+        super().__init__(
+            config, make_norm=make_norm, feed_forward=mlp, tp=tp, dtype=dtype, method=method
+        )
 
 
 LLAMA = Architecture(make_block=LlamaBlock, make_norm=make_norm)

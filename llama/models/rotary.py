@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llama.config import ModelConfig
 from llama.ops.batch import Batch
-from llama.ops.rope import apply_rope, dynamic_frequencies, inverse_frequencies, rope_table
+from llama.ops.rope import dynamic_frequencies, inverse_frequencies, rope_table, rotate
 
 
 class Rotary(nn.Module):
@@ -41,9 +41,11 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin.to(device), persistent=False)
 
     def forward(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """What turns heads (N, heads, head_dim) of the batch's tokens to their positions."""
+        """What turns heads (N, heads, head_dim) of the batch's tokens to their positions, which may
+        happen in place.
+        """
         cos, sin = self.angles(batch)
-        return partial(apply_rope, cos=cos, sin=sin, style=self._config.rope_style)
+        return partial(rotate, cos=cos, sin=sin, style=self._config.rope_style)
 
     def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """cos and sin, each (N, head_dim / 2) fp32, of the batch's tokens."""

@@ -13,6 +13,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class DeviceTables:
+    """What a kernel reads of S decoding sequences where the host may not be asked, as in a CUDA
+    graph.
+
+    `block_tables` (S, ring_blocks) int64, of which what no token needs is any block, and
+    `context_lens` (S,) int64, as in `Batch`.
+    """
+
+    block_tables: Tensor
+    context_lens: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """N new tokens of S sequences.
 
@@ -30,6 +43,8 @@ class Batch:
     table[n % ring_blocks], so where every layer has a sliding window old blocks are written over.
     Of new tokens that the ring cannot keep only the last are written: `write_rows` (M,) says which
     rows, with one slot each in `slot_mapping`; None stands for all.
+
+    With `tables` the host integers about contexts are not those of the step that runs.
     """
 
     token_ids: Tensor
@@ -46,6 +61,7 @@ class Batch:
     block_size: int
     ring_blocks: int
     write_rows: Tensor | None = None
+    tables: DeviceTables | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llama.config import RopeScaling
+from llama.ops.kernels import DTYPES, kernels_for
 
 RopeStyle = Literal["interleaved", "half"]
 
@@ -79,3 +80,24 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, style: RopeStyle) -> Tens
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.type_as(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, style: RopeStyle) -> Tensor:
+    """`apply_rope`, in place where there is a kernel: x belongs to the result."""
+    n_rows, n_heads, head_dim = x.shape
+    native = kernels_for(x)
+    if native is None or x.stride()[1:] != (head_dim, 1):
+        return apply_rope(x, cos, sin, style=style)
+    assert cos.is_contiguous() and sin.is_contiguous()
+    native.llama_rope(
+        DTYPES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        n_rows,
+        n_heads,
+        head_dim,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        style == "interleaved",
+    )
+    return x

@@ -2,7 +2,9 @@
 
 Every function works row by row, so a row's outcome does not depend on the other rows of its batch.
 Nothing here is random: the caller brings one uniform number per row. Tokens are ordered by logit,
-equal ones by lower id, and a draw inverts the cumulative distribution in that order.
+equal ones by lower id, and a draw inverts the cumulative distribution in that order. On a CPU the
+native kernels do it in fp32 with sums in fp64: another token than torch's in fp64 comes of it where
+the uniform lies within rounding of the border between two.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from llama.ops.kernels import kernels_for
 
 _HEAD_TOKENS = 256
 """Best tokens to look at first: sorting a whole vocabulary takes tens of times longer."""
@@ -35,14 +39,59 @@ def finite_rows(logits: Tensor) -> Tensor:
     return lowest.isfinite() & highest.isfinite()
 
 
+def best_token(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of fp32 `logits` (R, vocab) the best id, lowest of equals, (R,) int64, and
+    whether all of the row is finite, (R,) bool; without that the id means nothing.
+    """
+    native = kernels_for(logits)
+    if native is None or not _has_dense_fp32_rows(logits):
+        return logits.argmax(dim=-1), finite_rows(logits)
+    n_rows, vocab_size = logits.shape
+    token_ids = torch.empty(n_rows, dtype=torch.int64)
+    is_finite = torch.empty(n_rows, dtype=torch.bool)
+    native.llama_best_token(
+        logits.data_ptr(),
+        logits.stride(0),
+        n_rows,
+        vocab_size,
+        token_ids.data_ptr(),
+        is_finite.data_ptr(),
+    )
+    return token_ids, is_finite
+
+
+def _has_dense_fp32_rows(logits: Tensor) -> bool:
+    return logits.dtype == torch.float32 and logits.stride(1) == 1
+
+
 def sample(logits: Tensor, draws: Draws) -> Tensor:
-    """One token id for each row of finite `logits` (R, vocab): (R,) int64. Computed in float64.
+    """One token id for each row of finite `logits` (R, vocab): (R,) int64.
 
     The logits are divided by `temperature` (> 0, float64). The `top_k` best tokens (int64, 0 for
     off) stay and are renormalised. Of these a token stays while those before it have together at
     most `top_p` (in (0, 1], float64): Meta's nucleus rule, by which the token that crosses top_p
     stays. `uniform` (in [0, 1), float64) says where in the renormalised rest the drawn token lies.
     """
+    native = kernels_for(logits)
+    if native is None or not _has_dense_fp32_rows(logits):
+        return _sample_in_fp64(logits, draws)
+    n_rows, vocab_size = logits.shape
+    token_ids = torch.empty(n_rows, dtype=torch.int64)
+    columns = (draws.temperature, draws.top_p, draws.top_k, draws.uniform)
+    dense = [column.contiguous() for column in columns]
+    native.llama_draw(
+        logits.data_ptr(),
+        logits.stride(0),
+        n_rows,
+        vocab_size,
+        *(column.data_ptr() for column in dense),
+        token_ids.data_ptr(),
+    )
+    return token_ids
+
+
+def _sample_in_fp64(logits: Tensor, draws: Draws) -> Tensor:
+    """`sample` by torch, on any device."""
     vocab_size = logits.shape[-1]
     scaled = logits.double()
     scaled -= logits.amax(dim=-1, keepdim=True)  # before the division, which could overflow

@@ -74,11 +74,15 @@ def test_a_middle_stage_has_layers_alone() -> None:
     }
 
 
-def test_stages_are_balanced_with_embedding_and_head() -> None:
-    config = tiny_config(n_layers=8, vocab_size=400)  # embedding and head weigh about a layer each
-    assert config.embedding_parameters > config.layer_parameters
+@pytest.mark.parametrize(
+    ("heads", "sizes"), [(0.9, [2, 2, 2, 2]), (3.5, [2, 2, 2, 2]), (7, [2, 2, 3, 1])]
+)
+def test_stages_are_balanced_by_time(heads: float, sizes: list[int]) -> None:
+    """The embedding costs nothing, a head a quarter of its size, here in layers."""
+    vocab_size = int(heads * tiny_config().layer_parameters / tiny_config().dim)
+    config = tiny_config(n_layers=8, vocab_size=vocab_size)
     stages = [stage_of(config, pp_size=4, pp_rank=rank) for rank in range(4)]
-    assert [len(stage.layers) for stage in stages] == [1, 3, 3, 1]
+    assert [len(stage.layers) for stage in stages] == sizes
     assert [stage.is_first for stage in stages] == [True, False, False, False]
     assert [stage.is_last for stage in stages] == [False, False, False, True]
 
@@ -133,5 +137,5 @@ def test_a_tied_head_on_another_stage_has_its_own_copy() -> None:
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="unknown architecture 'lama'; known: gpt2, llama"):
         build(tiny_config(architecture="lama"))
-    with pytest.raises(UnknownNameError, match="naive, sdpa"):
+    with pytest.raises(UnknownNameError, match="naive, native, paged, sdpa"):
         build(tiny_config(), attention="flush")

@@ -146,11 +146,10 @@ def test_a_tied_embedding_is_read_by_the_stages_that_need_it(tp_size: int) -> No
     assert first | last == gpt2_shapes(config).keys() and not first & last
 
 
-def test_positions_weigh_on_the_first_stage() -> None:
-    few, many = tiny_gpt2_config(n_layers=6), tiny_gpt2_config(n_layers=6, max_positions=1024)
+def test_positions_cost_the_first_stage_no_time() -> None:
+    many = tiny_gpt2_config(n_layers=6, max_positions=1024)
     assert many.position_parameters > 2 * many.layer_parameters
-    for config, sizes in ((few, [3, 3]), (many, [2, 4])):
-        assert [len(stage.layers) for stage in stages(config, pp_size=2)] == sizes
+    assert [len(stage.layers) for stage in stages(many, pp_size=2)] == [3, 3]
 
 
 # Limits -----------------------------------------------------------------------------------------

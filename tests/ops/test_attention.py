@@ -114,7 +114,7 @@ def test_a_ring_keeps_the_last_tokens(backend: str) -> None:
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="naive, sdpa"):
+    with pytest.raises(UnknownNameError, match="naive, native, paged, sdpa"):
         resolve(ATTENTION, "flush", kind="attention backend")
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llama.errors import HardwareError, UnknownNameError
+from llama.ops.attention import choose as choosing
 from llama.ops.attention import flash
 from llama.ops.attention.choose import choose_attention
 from llama.ops.attention.flash import FlashAttention, group_in_order
@@ -161,18 +162,33 @@ def choose(
     return choose_attention(name, device=device, dtype=dtype, head_dim=head_dim)
 
 
-def test_without_a_gpu_auto_is_sdpa() -> None:
-    assert choose("auto") == ("sdpa", "flash_attn needs a CUDA device, not cpu")
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose kernel comes first."""
+    monkeypatch.setattr(choosing, "has_kernel", lambda device: False)
+
+
+def test_the_paged_kernel_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a decoding step can be captured with."""
+    monkeypatch.setattr(choosing, "has_kernel", lambda device: device.type == "cuda")
+    assert choose("auto", torch.device("cuda"))[0] == "paged"
+    assert choose("auto")[0] != "paged"
+    assert choose("paged") == ("paged", "as asked")
+
+
+def test_flash_needs_a_gpu() -> None:
     assert choose("naive") == ("naive", "as asked")
     with pytest.raises(HardwareError, match=r"flash cannot run: .*not cpu; use auto or sdpa"):
         choose("flash")
 
 
 def test_an_unknown_name_lists_auto_too() -> None:
-    with pytest.raises(UnknownNameError, match="'flush'; known: auto, flash, naive, sdpa"):
+    known = "'flush'; known: auto, flash, naive, native, paged, sdpa"
+    with pytest.raises(UnknownNameError, match=known):
         choose("flush")
 
 
+@pytest.mark.usefixtures("without_triton")
 @pytest.mark.parametrize(
     ("capability", "dtype", "head_dim", "reason"),
     [
@@ -204,6 +220,7 @@ def kernel_of_an_early_version(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     raise NotImplementedError
 
 
+@pytest.mark.usefixtures("without_triton")
 @pytest.mark.parametrize(
     "package", [SimpleNamespace(flash_attn_varlen_func=kernel_of_an_early_version), ModuleType("")]
 )
@@ -233,6 +250,7 @@ def test_a_broken_package_says_what_is_broken(
         flash.load_kernel()
 
 
+@pytest.mark.usefixtures("without_triton")
 def test_where_flash_can_run_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     package = SimpleNamespace(flash_attn_varlen_func=documented_kernel)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

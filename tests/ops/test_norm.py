@@ -36,6 +36,12 @@ def test_large_half_precision_values_do_not_overflow() -> None:
     assert torch.equal(rms_norm(x, torch.ones(16).half(), 1e-5), torch.ones(1, 16).half())
 
 
+def test_a_weight_of_another_width_is_an_error_with_and_without_kernels() -> None:
+    for x in (torch.randn(2, 16), torch.randn(2, 16, requires_grad=True)):
+        with pytest.raises(RuntimeError):
+            rms_norm(x, torch.ones(8), 1e-5)
+
+
 def layer_norm_formula(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     wide = x.double()
     centred = wide - wide.mean(-1, keepdim=True)

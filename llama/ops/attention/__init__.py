@@ -17,6 +17,8 @@ from llama.ops.batch import Batch
 ATTENTION = {
     "flash": "llama.ops.attention.flash:FlashAttention",
     "naive": "llama.ops.attention.naive:NaiveAttention",
+    "paged": "llama.ops.attention.paged:paged_attention",
+    "native": "llama.ops.attention.native:native_attention",
     "sdpa": "llama.ops.attention.sdpa:SdpaAttention",
 }
 

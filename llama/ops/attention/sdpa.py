@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama.ops.attention.context import MAX_GATHERED_TOKENS, Context, fresh_context
-from llama.ops.attention.parts import PartedAttention
+from llama.ops.attention.parts import Part, PartedAttention
 from llama.ops.attention.slots import (
     is_padding,
     overwrites,
@@ -88,20 +88,28 @@ class SdpaAttention(PartedAttention):
     """One step's parts: prompts, then groups of decodes."""
 
     def __init__(self, batch: Batch, *, dtype: torch.dtype, window: int | None) -> None:
-        prompts = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new > 1]
         decodes = [index for index, num_new in enumerate(batch.num_new_tokens) if num_new == 1]
         groups = group_by_length(
             decodes,
             [len(visible(batch, index, window)) for index in range(batch.n_sequences)],
             max_tokens=most_gathered_tokens(batch.positions.device.type),
         )
-        parts = [_prompt_part(batch, index, dtype=dtype, window=window) for index in prompts]
-        parts += [_decode_part(batch, group, dtype=dtype, window=window) for group in groups]
-        super().__init__(
-            batch,
-            before_write=[part for part in parts if part.context.fresh is not None],
-            after_write=[part for part in parts if part.context.fresh is None],
-        )
+        before, after = prompt_parts(batch, dtype=dtype, window=window)
+        after += [_decode_part(batch, group, dtype=dtype, window=window) for group in groups]
+        super().__init__(batch, before_write=before, after_write=after)
+
+
+def prompt_parts(
+    batch: Batch, *, dtype: torch.dtype, window: int | None
+) -> tuple[list[Part], list[Part]]:
+    """What brings several tokens: the parts before new K and V are written, and those after."""
+    before: list[Part] = []
+    after: list[Part] = []
+    for index, num_new in enumerate(batch.num_new_tokens):
+        if num_new > 1:
+            part = _prompt_part(batch, index, dtype=dtype, window=window)
+            (after if part.context.fresh is None else before).append(part)
+    return before, after
 
 
 def most_gathered_tokens(device_type: str) -> int:
