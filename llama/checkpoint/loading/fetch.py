@@ -59,7 +59,7 @@ class Fetch:
         self._left = Counter[int]()
         """Bytes still to come, by tensor."""
         self._own = threading.local()
-        devices = {want.target.device for want in wants}
+        devices = {want.intake.device for want in wants}
         self._device = devices.pop() if devices else torch.device("cpu")
 
     def run(self, plan: Plan) -> None:
@@ -157,8 +157,8 @@ class Fetch:
     def _read(self, tile: Tile) -> Task:
         def read() -> None:
             (want, box), *others = self._takers(tile)
-            target = want.target[box.within(want.box)]
-            if not others and _is_direct(tile, target):
+            target = want.intake.direct(box.within(want.box), tile.part.dtype)
+            if not others and target is not None:
                 self._read_into(target, tile)
                 self._count_done(tile.tensor, tile.nbytes, handed=False)
             else:
@@ -180,7 +180,7 @@ class Fetch:
     def _give(self, tile: Tile, source: Tensor, *, handed: bool) -> None:
         """Copy from `source`, which is all of `tile`, to every place where some of it belongs."""
         for want, box in self._takers(tile):
-            want.target[box.within(want.box)].copy_(source[box.within(tile.box)])
+            want.intake.put(box.within(want.box), source[box.within(tile.box)])
             self._count_done(tile.tensor, box.numel * tile.part.dtype.itemsize, handed=handed)
 
     # Bookkeeping ----------------------------------------------------------------------------------
@@ -221,12 +221,6 @@ def _do(tasks: Sequence[Task], threads: ThreadPoolExecutor) -> None:
     """Run all; raises what the first one that failed raised."""
     for future in [threads.submit(task) for task in tasks]:
         future.result()
-
-
-def _is_direct(tile: Tile, target: Tensor) -> bool:
-    """Whether the bytes can be read to where they belong."""
-    is_same = target.dtype == tile.part.dtype and target.is_contiguous()
-    return is_same and target.device.type == "cpu"
 
 
 def _cores() -> int:

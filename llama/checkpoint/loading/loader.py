@@ -1,7 +1,8 @@
-"""The pull: for every parameter of a stage, its slices are asked for and copied in place.
+"""The pull: for every parameter of a stage, its slices are asked for and brought where they belong.
 
 One loop serves every format and every layout. It does not know layers: a parameter says in its
-`shard` which slices it holds. Of the ranks it knows those that share its host's memory.
+`shard` which slices it holds, and in its `intake` what becomes of them, if they are not copied. Of
+the ranks it knows those that share its host's memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from llama.checkpoint.loading.fetch import Fetch
 from llama.checkpoint.loading.huge_pages import ask_for_huge_pages
+from llama.checkpoint.loading.intake import Intakes
 from llama.checkpoint.loading.load_report import LoadReport
 from llama.checkpoint.loading.peak import PeakMemory
 from llama.checkpoint.loading.progress import Progress
@@ -93,8 +95,10 @@ def _fill(
     parameters = dict(stage.named_parameters())
     for parameter in parameters.values():
         ask_for_huge_pages(parameter)
+    intakes = Intakes(parameters)
     asked = [
-        own_want(parameters[path], piece, name, catalogue) for path, piece, name in slices.rows
+        own_want(intakes.of(path, piece), piece, name, catalogue)
+        for path, piece, name in slices.rows
     ]
     everyone = share_wants([row for _, row in asked], catalogue, local)
     fetch = Fetch([want for want, _ in asked], local=local, progress=progress, peak=peak)
@@ -125,7 +129,8 @@ def _materialize(stage: Loadable, device: torch.device, *, available_bytes: int 
 def _out_of_memory(need: int, have: int, device: torch.device) -> OutOfMemoryError:
     return OutOfMemoryError(
         f"this rank's weights need {need:,} bytes ({sized(need)}) on {device}, of which "
-        f"{have:,} bytes ({sized(have)}) could be had; use more ranks or a 16-bit dtype"
+        f"{have:,} bytes ({sized(have)}) could be had; use more ranks, a 16-bit dtype, or "
+        "quantize them"
     )
 
 

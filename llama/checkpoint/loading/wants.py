@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from llama.checkpoint.loading.box import Box
 from llama.checkpoint.reader import CheckpointReader
 from llama.parallel.comm import Communicator
 from llama.parallel.shard import Piece
+from llama.quant.base import Intake
 
 _WHOLE = -1
 
@@ -30,11 +30,11 @@ class Want:
 
 @dataclass(frozen=True)
 class OwnWant:
-    """A region that this rank wants, and `target`, where it belongs."""
+    """A region that this rank wants, and `intake`, where it belongs."""
 
     tensor: int
     box: Box
-    target: Tensor
+    intake: Intake
 
 
 class Catalogue:
@@ -62,15 +62,14 @@ class Catalogue:
 
 
 def own_want(
-    parameter: Tensor, piece: Piece, name: str, catalogue: Catalogue
+    intake: Intake, piece: Piece, name: str, catalogue: Catalogue
 ) -> tuple[OwnWant, tuple[int, ...]]:
-    """What `piece` of `parameter` asks of the tensor `name`, and the same as four numbers."""
-    number, target = catalogue.number(name), parameter.detach()
+    """What `piece` asks of the tensor `name`, and the same as four numbers."""
+    number = catalogue.number(name)
     row = (number, _WHOLE, 0, 0)
     if piece.dim is not None:
-        target = target.narrow(piece.dim, piece.offset, piece.stop - piece.start)
         row = (number, piece.dim, piece.start, piece.stop)
-    return OwnWant(number, catalogue.box(*row), target), row
+    return OwnWant(number, catalogue.box(*row), intake), row
 
 
 def share_wants(
