@@ -18,8 +18,11 @@ TP_SIZE = "LLAMA_TP_SIZE"
 PP_SIZE = "LLAMA_PP_SIZE"
 BACKEND = "LLAMA_BACKEND"
 DEVICE = "LLAMA_DEVICE"
+TRANSPORT = "LLAMA_TRANSPORT"
 LOG_DIR = "LLAMA_LOG_DIR"
 JOB_ID = "LLAMA_JOB_ID"
+FORK = "LLAMA_FORK"
+"""0 gives every rank an interpreter of its own."""
 READY_FD = "LLAMA_READY_FD"
 """Where rank 0 writes "1" when Ctrl-C is for it to handle, and "0" when no longer."""
 LAUNCHER_PID = "LLAMA_LAUNCHER_PID"
@@ -42,6 +45,7 @@ def settings(
     device: str | None,
     n_threads: int,
     interface: str | None,
+    transport: str | None = None,
     limits_s: Mapping[str, float] | None = None,
     log_dir: Path | None = None,
     optimize: int = 0,
@@ -56,6 +60,7 @@ def settings(
         PP_SIZE: pp_size,
         BACKEND: backend,
         DEVICE: device,
+        TRANSPORT: transport,
         LOG_DIR: log_dir and log_dir.absolute(),
     }
     options |= {f"LLAMA_{name.upper()}": f"{limit:g}" for name, limit in (limits_s or {}).items()}

@@ -51,13 +51,38 @@ class Machine:
         """
         indices = [rank if rank < self.n_gpus else 0 for rank in range(n_ranks)]
         return tuple(
-            replace(self.devices, host=host, cuda_index=index, cuda_uuid=str(index))
+            replace(
+                self.devices, host=host, shared_memory=host, cuda_index=index, cuda_uuid=str(index)
+            )
             for index in indices
         )
 
 
+def import_torch(n_ranks: int) -> None:
+    """Import torch for ranks that are copies of this process, each with its share of the cores.
+
+    Takes a second or two the first time, and does nothing afterwards.
+    """
+    env.quieten_torch(os.environ)
+    is_open = env.THREADS not in os.environ
+    if is_open:
+        os.environ[env.THREADS] = str(threads_each(usable_cpus(), n_ranks))
+    try:
+        import torch
+
+        torch.get_num_threads()  # some of its libraries look at their environment only now
+    finally:
+        if is_open:
+            del os.environ[env.THREADS]
+
+
+def threads_each(n_cpus: int, n_ranks: int) -> int:
+    """How many a rank has when `n_ranks` share `n_cpus`."""
+    return max(1, n_cpus // n_ranks)
+
+
 def probe() -> Machine:
-    """This machine. Takes as long as importing torch, a second or two."""
+    """This machine. Takes as long as importing torch, if nobody has done so."""
     env.quieten_torch(os.environ)
     import torch
     from torch.distributed import is_nccl_available

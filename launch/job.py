@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from launch import console, env
-from launch.hardware import Machine
+from launch.hardware import Machine, threads_each
 from launch.nodes import DEFAULT_PORT, NodeRequest, Nodes
 from launch.request import LaunchRequest
 from llama.parallel.layout import ParallelLayout
@@ -31,8 +31,8 @@ class Place:
 class Job:
     """`settings` is added to the environment of every one of the `n_local` ranks of this machine.
 
-    `places` has one entry for every rank of the job; like `backend` and `reason` it is what the
-    ranks are expected to choose.
+    `places` has one entry for every rank of the job; like `backend`, `reason` and `transport` it is
+    what the ranks are expected to choose.
     """
 
     request: LaunchRequest
@@ -42,6 +42,7 @@ class Job:
     places: tuple[Place, ...]
     backend: str
     reason: str
+    transport: str
 
     @property
     def as_torchrun(self) -> str:
@@ -77,9 +78,10 @@ def plan(
     be like this one.
     """
     from llama.parallel.backend import choose
+    from llama.parallel.transport import choose_transport
     from llama.parallel.wish import resolve_layout
 
-    n_local = request.count_ranks(machine)
+    n_local = request.count_ranks(machine.n_gpus)
     nnodes = request.nodes.nnodes
     nprocs = met.nprocs if met else (n_local,) * nnodes
     hosts = met.hosts if met else tuple(_unmet(request, machine, node) for node in range(nnodes))
@@ -90,6 +92,7 @@ def plan(
     ]
     interface = machine.loopback if nnodes == 1 else met.interface if met else None
     kind, choice = choose(facts, device=request.device, backend=request.backend)
+    transport = choose_transport(facts, kind=kind, asked=request.transport)
     indexed = kind == "cuda" and request.device in (None, "cuda")
     return Job(
         request=request,
@@ -101,9 +104,10 @@ def plan(
             pp_size=request.pp,
             backend=request.backend,
             device=request.device,
+            transport=request.transport,
             limits_s=request.limits_s,
             log_dir=request.log_dir,
-            n_threads=max(1, machine.n_cpus // n_local),
+            n_threads=threads_each(machine.n_cpus, n_local),
             interface=interface,
             optimize=sys.flags.optimize,
         ),
@@ -116,6 +120,7 @@ def plan(
         ),
         backend=choice.name,
         reason=choice.reason,
+        transport=transport.name,
     )
 
 
@@ -135,7 +140,7 @@ def show(job: Job, machine: Machine) -> None:
     columns = ["rank", "device", "pp_rank", "tp_rank", "replica"]
     console.show_table(
         f"{layout.world_size} rank(s) on {where}, {n_threads} thread(s) each; "
-        f"expected: {sizes}, backend {job.backend} ({job.reason})",
+        f"expected: {sizes}, backend {job.backend} ({job.reason}), transport {job.transport}",
         [*columns, "host"] if has_nodes else columns,
         [
             [

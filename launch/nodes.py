@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -62,7 +63,8 @@ class NodeRequest:
 class Nodes:
     """The machines of one job after they have met; a context manager that leaves the meeting.
 
-    `store` is where ranks meet, and `master_addr` (numeric), `master_port` is where it listens.
+    `store` is where ranks meet, and `master_addr` (numeric), `master_port` is where it listens: to
+    be asked for once they have been started, since a fork and its threads do not mix.
     `interface` leads to the other machines. `nprocs` and `hosts` are in the order of node ranks;
     those of this node begin at `first_rank`. `run_id` is one for all nodes, and new every time.
     """
@@ -72,13 +74,15 @@ class Nodes:
         own: int,
         nodes: Sequence[Node],
         *,
-        store: Store,
+        open_store: Callable[[], Store],
         place: tuple[str, int],
         interface: str,
         run_id: str,
         watch: NodeWatch | None,
+        listener: socket.socket | None = None,
     ) -> None:
-        self.store = store
+        self._open_store = open_store
+        self._listener = listener
         self.master_addr, self.master_port = place
         self.interface = interface
         self.run_id = run_id
@@ -87,6 +91,11 @@ class Nodes:
         self.first_rank = sum(self.nprocs[:own])
         self.world_size = sum(self.nprocs)
         self._watch = watch
+
+    @cached_property
+    def store(self) -> Store:
+        """Raises HardwareError when this machine does not reach its own address."""
+        return self._open_store()
 
     def lost(self) -> str | None:
         """Which other launcher is gone or has failed, in words; None while all is well.
@@ -115,6 +124,8 @@ class Nodes:
     ) -> None:
         if self._watch:
             self._watch.close()
+        if self._listener:
+            self._listener.close()  # it is the store's by now, unless nobody asked for that
 
 
 def meet_nodes(request: NodeRequest, *, nproc: int, timeout_s: float, say: Say) -> Nodes:
@@ -150,7 +161,7 @@ def meet_nodes(request: NodeRequest, *, nproc: int, timeout_s: float, say: Say) 
     return Nodes(
         request.node_rank,
         nodes,
-        store=as_ranks_see(store),
+        open_store=lambda: as_ranks_see(store),
         place=(ip, port),
         interface=interface,
         run_id=terms.run_id,
@@ -172,17 +183,19 @@ def show_place(ip: str, port: int) -> str:
 
 def _alone(request: NodeRequest, own: Node, *, timeout_s: float) -> Nodes:
     from llama.parallel.meeting.rendezvous import as_ranks_see
-    from llama.parallel.meeting.stores import host_store
+    from llama.parallel.meeting.stores import listen, serve_store
 
-    store = host_store(LOOPBACK, request.master_port or 0, timeout_s=timeout_s)
+    listener = listen(LOOPBACK, request.master_port or 0)
+    port = listener.getsockname()[1]
     return Nodes(
         0,
         [own],
-        store=as_ranks_see(store),
-        place=(LOOPBACK, store.port),
+        open_store=lambda: as_ranks_see(serve_store(listener, LOOPBACK, timeout_s=timeout_s)),
+        place=(LOOPBACK, port),
         interface=address_towards(LOOPBACK).interface,
         run_id=own.nonce,
         watch=None,
+        listener=listener,
     )
 
 

@@ -17,8 +17,8 @@ from llama.errors import UsageError
 
 EPILOG = """\
 Options before the program are the launcher's, everything after it is the program's own. Options may
-be written with dashes or underscores. A program finds --tp, --pp, --backend and --device in
-LLAMA_TP_SIZE, LLAMA_PP_SIZE, LLAMA_BACKEND and LLAMA_DEVICE, and the time limits in
+be written with dashes or underscores. A program finds --tp, --pp, --backend, --device, --transport
+in LLAMA_TP_SIZE, LLAMA_PP_SIZE, LLAMA_BACKEND, LLAMA_DEVICE, LLAMA_TRANSPORT, and time limits in
 LLAMA_INIT_TIMEOUT_S and so on, where Llama.build and LLM look for them.
 `launch [options] preflight` runs a check of these ranks, their hosts and the links between them.
 """
@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchRequest, bool]:
         pp=options.pp,
         backend=options.backend,
         device=options.device,
+        transport=options.transport,
         nodes=NodeRequest(
             nnodes=options.nnodes,
             node_rank=options.node_rank,
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchRequest, bool]:
         log_dir=options.log_dir,
         has_prefix=not (options.no_prefix or is_preflight),  # it prints one table
         has_affinity=not options.no_affinity,
+        has_fork=not options.no_fork,
     )
     return request, options.dry_run
 
@@ -95,7 +97,12 @@ def _add_ranks(parser: _Parser) -> None:
     how = "instead of what fits"
     _option(parser, "backend", default=_given(env.BACKEND), help=f"gloo or nccl, {how}")
     _option(parser, "device", default=_given(env.DEVICE), help=f"cpu, cuda or mps, {how}")
+    _option(
+        parser, "transport", default=_given(env.TRANSPORT),
+        help="shm or gloo between ranks of one host; auto is shm for ranks that compute on a CPU",
+    )  # fmt: skip
     _option(parser, "no_affinity", action="store_true", help="let ranks use each other's cores")
+    _option(parser, "no_fork", action="store_true", help="start a new interpreter for every rank")
 
 
 def _add_nodes(parser: _Parser) -> None:

@@ -12,12 +12,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from llama.errors import HardwareError
 
 _PR_SET_PDEATHSIG = 1
+
+Streams = tuple[int | None, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class RankCommand:
     """What to start for the rank of this number in the whole job.
 
     `cpus` are the cores that it stays on, none for all. The files of `pass_fds` stay open in it.
+    With `is_forked` it is a copy of this process, and `words` are (python, "-u", program, ...).
     """
 
     rank: int
@@ -32,6 +36,18 @@ class RankCommand:
     environ: Mapping[str, str]
     cpus: frozenset[int] = frozenset()
     pass_fds: tuple[int, ...] = ()
+    is_forked: bool = False
+
+
+class Child(Protocol):
+    """What is asked of a started process, as `subprocess.Popen` has it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
 
 
 class RankProcess:
@@ -50,22 +66,28 @@ class RankProcess:
         Raises HardwareError when the system cannot start one more process.
         """
         self.rank = command.rank
-        with warnings.catch_warnings():
-            # the store has a thread by now; what runs before exec takes no lock that one may hold
+        with ExitStack() as ours:
+            # a store has threads; what runs before exec takes no lock that one of them may hold
+            ours.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "This process .* is multi-threaded")
             try:
-                self._process = subprocess.Popen(
-                    command.words,
-                    env=dict(command.environ),
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                    pass_fds=command.pass_fds,
-                    preexec_fn=_before_exec(os.getpid(), command.cpus),
-                )
+                self._process = self._start(command, (stdin, stdout, stderr), ours)
             except (OSError, subprocess.SubprocessError) as error:
                 raise HardwareError(f"cannot start rank {command.rank}: {error}") from error
+
+    def _start(self, command: RankCommand, streams: Streams, ours: ExitStack) -> Child:
+        """`ours` is what a process that is no launcher has to leave."""
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            command.words,
+            env=dict(command.environ),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            pass_fds=command.pass_fds,
+            preexec_fn=in_child(os.getpid(), command.cpus),
+        )
 
     @property
     def pid(self) -> int:
@@ -104,13 +126,13 @@ class RankProcess:
             os.killpg(self.pid, signum)
 
 
-def _before_exec(launcher: int, cpus: Collection[int]) -> Callable[[], None] | None:
+def in_child(launcher: int, cpus: Collection[int]) -> Callable[[], None] | None:
     """What a new process does to itself before it becomes the rank; None off Linux."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
-    def in_child() -> None:
+    def bind() -> None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != launcher:  # it died before the line above
             os._exit(128 + signal.SIGKILL)
@@ -118,4 +140,4 @@ def _before_exec(launcher: int, cpus: Collection[int]) -> Callable[[], None] | N
             with suppress(OSError):  # the cores have been taken from us meanwhile
                 os.sched_setaffinity(0, cpus)
 
-    return in_child
+    return bind

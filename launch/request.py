@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from launch.hardware import Machine
 from launch.nodes import NodeRequest
 from launch.supervisor import GRACE_S
 from llama.config import ParallelConfig
@@ -21,9 +20,11 @@ class LaunchRequest:
     """`program` is what follows `python`: ("script.py", ...), ("-m", "module", ...) or
     ("-c", "code", ...).
 
-    `nproc`, the ranks of this machine, is the launcher's choice when open, `tp`, `pp`, `backend`
-    and `device` are the ranks'. `limits_s` are time limits by their names in `ParallelConfig`. With
-    `has_prefix`, lines of several ranks say which of them wrote them.
+    `nproc`, the ranks of this machine, is the launcher's choice when open, `tp`, `pp`, `backend`,
+    `device` and `transport` are the ranks'. `limits_s` are time limits by their names in
+    `ParallelConfig`. With `has_prefix`, lines of several ranks say which of them wrote them. With
+    `has_fork`, ranks are copies of the launcher where that is safe, and it imports the modules of
+    `preload` for all of them.
     """
 
     program: tuple[str, ...]
@@ -32,12 +33,15 @@ class LaunchRequest:
     pp: int | None = None
     backend: str | None = None
     device: str | None = None
+    transport: str | None = None
     nodes: NodeRequest = field(default_factory=NodeRequest)
     limits_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     shutdown_timeout_s: float = GRACE_S
     log_dir: Path | None = None
     has_prefix: bool = True
     has_affinity: bool = True
+    has_fork: bool = True
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("nproc", "tp", "pp"):
@@ -54,7 +58,7 @@ class LaunchRequest:
         wishes: dict[str, Any] = {"tp_size": self.tp, "pp_size": self.pp, **self.limits_s}
         return ParallelConfig(**wishes)
 
-    def count_ranks(self, machine: Machine) -> int:
+    def count_ranks(self, n_gpus: int) -> int:
         """Ranks of this machine: as asked; else what --tp and --pp need; else one a GPU, and one
         where there is none.
 
@@ -64,8 +68,8 @@ class LaunchRequest:
         if isinstance(self.nproc, int):
             return self.nproc
         is_sized = self.tp is not None or self.pp is not None
-        if machine.n_gpus and not (is_sized and self.nproc is None):
-            return machine.n_gpus
+        if n_gpus and not (is_sized and self.nproc is None):
+            return n_gpus
         n_ranks, nnodes = (self.tp or 1) * (self.pp or 1), self.nodes.nnodes
         if is_sized and n_ranks % nnodes:
             raise UsageError(

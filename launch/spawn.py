@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from threading import Thread
 
 from launch import console, env
 from launch.affinity import shares_of_this_machine
 from launch.announce import ANNOUNCED_S, announce_end, announce_stop, first_failure
-from launch.hardware import Machine, probe
+from launch.fork_check import why_not
+from launch.hardware import Machine, import_torch, probe
 from launch.job import Job, plan, show
 from launch.logs import RankOutput
 from launch.nodes import Nodes, meet_nodes
@@ -27,6 +30,7 @@ from launch.stops import (
 )
 from launch.supervisor import Supervisor
 from llama.errors import LlamaError
+from llama.log import get_logger
 from llama.parallel.wish import with_environment
 
 
@@ -38,12 +42,13 @@ def launch(request: LaunchRequest, *, forward_interrupt: bool = False) -> int:
     job. Raises UsageError, HardwareError, and for several nodes what `meet_nodes` raises.
     """
     with exiting_on_interrupt():
+        import_torch(request.count_ranks(n_gpus=0))
         machine = probe()
         check_program(request.program)
         limits = with_environment(request.parallel_config, os.environ)
         nodes = meet_nodes(
             request.nodes,
-            nproc=request.count_ranks(machine),
+            nproc=request.count_ranks(machine.n_gpus),
             timeout_s=limits.limit_s("init_timeout_s"),
             say=console.say,
         )
@@ -78,8 +83,10 @@ def _run(
                 else []
             ),
             lost=nodes.lost,
+            started=lambda: nodes.store,
         )
-        outcome = supervisor.run(commands_for(job, nodes, conversation))
+        is_forked = may_fork(job, machine)
+        outcome = supervisor.run(commands_for(job, nodes, conversation, is_forked=is_forked))
         status = outcome.exit_code
         for thread in announcing:
             thread.join(ANNOUNCED_S)
@@ -92,7 +99,24 @@ def _run(
     return status
 
 
-def commands_for(job: Job, nodes: Nodes, conversation: Conversation | None) -> list[RankCommand]:
+def may_fork(job: Job, machine: Machine) -> bool:
+    """Whether ranks can be copies of this process, which then has imported what they need."""
+    request = job.request
+    if not request.has_fork or machine.n_gpus or request.nodes.nnodes > 1:
+        return False
+    reason = why_not(request.program, dict(os.environ) | job.settings)
+    if reason:
+        get_logger().info("every rank starts an interpreter of its own: %s", reason)
+        return False
+    for name in request.preload:
+        import_module(name)
+    gc.freeze()  # the copies need not walk through what is here, which would copy its memory too
+    return True
+
+
+def commands_for(
+    job: Job, nodes: Nodes, conversation: Conversation | None, *, is_forked: bool = False
+) -> list[RankCommand]:
     """One for every rank of this machine."""
     own = job.request.nodes.node_rank
     given = dict(os.environ) | job.settings
@@ -113,6 +137,7 @@ def commands_for(job: Job, nodes: Nodes, conversation: Conversation | None) -> l
                 environ=environ,
                 cpus=cpus[local_rank],
                 pass_fds=(conversation.writer,) if conversation and is_spoken_to else (),
+                is_forked=is_forked,
             )
         )
     return commands

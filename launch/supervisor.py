@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from launch.fork import ForkedRank
 from launch.logs import RankOutput
 from launch.outcome import PIPE_CLOSED, Outcome, RankEnd
 from launch.process import RankCommand, RankProcess
@@ -44,7 +45,8 @@ class Supervisor:
 
     `grace_s` is how long ranks may go on after a signal told the job to end. `announce` is called
     with the first rank that ended badly, `announce_stop` with the signal that ends the job, and
-    `lost` says which other launcher is gone.
+    `lost` says which other launcher is gone. `started` is called once all ranks have been started,
+    and may raise, which ends them.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Supervisor:
         announce: Callable[[RankEnd], None] = lambda end: None,
         announce_stop: Callable[[signal.Signals], None] = lambda signum: None,
         lost: Callable[[], str | None] = lambda: None,
+        started: Callable[[], object] = lambda: None,
     ) -> None:
         self._output = output
         self._grace_s = grace_s
@@ -64,6 +67,7 @@ class Supervisor:
         self._announce_stop = announce_stop
         self._is_stop_announced = False
         self._lost = lost
+        self._started = started
         self._ranks: list[RankProcess] = []
         self._running: list[RankProcess] = []
         self._ends: list[RankEnd] = []
@@ -82,6 +86,7 @@ class Supervisor:
             try:
                 for command in commands:
                     self._start(command)
+                self._started()
                 self._output.start()
                 while self._running:
                     self._heed(signals.take())
@@ -101,7 +106,8 @@ class Supervisor:
         stdout, stderr = self._output.streams(command.rank)
         stdin = None if command.rank == 0 else subprocess.DEVNULL
         try:
-            rank = RankProcess(command, stdin=stdin, stdout=stdout, stderr=stderr)
+            kind = ForkedRank if command.is_forked else RankProcess
+            rank = kind(command, stdin=stdin, stdout=stdout, stderr=stderr)
         finally:
             for fd in (stdout, stderr):
                 if fd is not None:

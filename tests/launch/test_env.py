@@ -9,12 +9,14 @@ def test_options_reach_the_ranks() -> None:
     added = settings(
         {"LLAMA_TP_SIZE": "8"},
         tp_size=2, pp_size=3, backend="gloo", device="cpu", n_threads=4, interface="lo",
+        transport="shm",
     )  # fmt: skip
     assert added == {
         "LLAMA_TP_SIZE": "2",
         "LLAMA_PP_SIZE": "3",
         "LLAMA_BACKEND": "gloo",
         "LLAMA_DEVICE": "cpu",
+        "LLAMA_TRANSPORT": "shm",
         "OMP_NUM_THREADS": "4",
         "GLOO_SOCKET_IFNAME": "lo",
         "TORCH_CPP_LOG_LEVEL": "ERROR",

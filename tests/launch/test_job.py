@@ -39,7 +39,7 @@ TWO_NODES = NodeRequest(nnodes=2, node_rank=1, master_addr="hostA", master_port=
     ],
 )
 def test_number_of_ranks(machine: Machine, changes: dict[str, int], expected: int) -> None:
-    assert replace(SCRIPT, **changes).count_ranks(machine) == expected
+    assert replace(SCRIPT, **changes).count_ranks(machine.n_gpus) == expected
 
 
 @pytest.mark.parametrize(

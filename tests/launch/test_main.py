@@ -51,6 +51,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
 def test_ranks_get_their_place_and_the_options(tmp_path: Path) -> None:
     program = write(tmp_path, REPORT)
     words = ["--nproc", "2", "--tp", "1", "--pp", "2", "--backend", "gloo", "--device", "cpu"]
+    words += ["--transport", "auto"]
     env = {"OMP_NUM_THREADS": None, "GLOO_SOCKET_IFNAME": None, "TORCH_CPP_LOG_LEVEL": None}
     env["LLAMA_READY_FD"] = "7"  # of a launcher around this one
     done = run(["-m", "launch", *words, program, "a b", "--tp", "9", "-m"], cwd=tmp_path, env=env)
@@ -63,6 +64,7 @@ def test_ranks_get_their_place_and_the_options(tmp_path: Path) -> None:
         assert env["MASTER_ADDR"] == "127.0.0.1"
         assert env["LLAMA_TP_SIZE"] == "1" and env["LLAMA_PP_SIZE"] == "2"
         assert env["LLAMA_BACKEND"] == "gloo" and env["LLAMA_DEVICE"] == "cpu"
+        assert env["LLAMA_TRANSPORT"] == "auto"
         assert int(env["OMP_NUM_THREADS"]) == max(1, usable_cpus() // 2)
         assert env["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
         assert env["TORCH_CPP_LOG_LEVEL"] == "ERROR" and "LLAMA_READY_FD" not in env
@@ -146,6 +148,7 @@ def test_a_signal_to_the_launcher_ends_every_rank(
         (["--nproc", "four", "x.py"], "'four' is neither a number nor auto"),
         (["--frobnicate", "x.py"], "unrecognized arguments: --frobnicate"),
         (["--backend", "mpi", "setup.py"], "unknown backend 'mpi'"),
+        (["--transport", "x", "setup.py"], "unknown transport 'x'; known: auto, shm, gloo"),
         ([], "required: program"),
     ],
 )

@@ -25,7 +25,7 @@ def test_underscores_and_dashes_mean_the_same() -> None:
         "nnodes": "2", "node_rank": "1", "master_addr": "a", "master_port": "9", "job_id": "j",
         "log_dir": "logs", "shutdown_timeout": "1", **dict.fromkeys(limits, "7"),
     }  # fmt: skip
-    flags = ["no_prefix", "no_affinity", "dry_run"]
+    flags = ["no_prefix", "no_affinity", "no_fork", "dry_run"]
     underscores = [f"--{name}={value}" for name, value in values.items()]
     underscores += [f"--{name}" for name in flags] + ["x.py"]
     dashes = [word.replace("_", "-") for word in underscores]
@@ -34,7 +34,7 @@ def test_underscores_and_dashes_mean_the_same() -> None:
     assert (request.nodes.nnodes, request.nodes.node_rank) == (2, 1)
     assert (request.nodes.master_addr, request.nodes.master_port) == ("a", 9)
     assert (request.nodes.job_id, request.log_dir) == ("j", Path("logs"))
-    assert (request.has_prefix, request.has_affinity) == (False, False)
+    assert not (request.has_prefix or request.has_affinity or request.has_fork)
     assert request.limits_s == dict.fromkeys(TIME_LIMITS, 7.0)
     assert request.shutdown_timeout_s == 1.0
 
