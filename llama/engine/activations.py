@@ -23,7 +23,8 @@ class StepSizes:
     V) heads, `ffn_width` of its feed-forward columns. `windows` are the sliding windows of its
     layers, each once. `n_grouped` is the most context tokens of several sequences that attention
     copies together; `repeats_kv` says whether a prompt's are repeated for all heads of a group.
-    `rope_style` is None where positions are learned.
+    `rope_style` is None where positions are learned. `workspace_bytes` is what one product takes
+    beside x and its result.
     """
 
     n_tokens: int
@@ -47,6 +48,7 @@ class StepSizes:
     tp_rank: int
     pp_size: int
     pp_rank: int
+    workspace_bytes: int = 0
 
     @property
     def hidden_bytes(self) -> int:
@@ -73,7 +75,7 @@ def activation_bytes(sizes: StepSizes) -> int:
     peak = _step_tensors(sizes) + max(_attention(sizes), _feed_forward(sizes))
     if sizes.is_last:
         peak = max(peak, _head_and_sampler(sizes))
-    return _batch(sizes) + under_way + peak
+    return _batch(sizes) + under_way + peak + sizes.workspace_bytes
 
 
 def prompt_logprobs_bytes(sizes: StepSizes) -> int:

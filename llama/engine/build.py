@@ -6,6 +6,7 @@ left.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -30,9 +31,11 @@ from llama.errors import UsageError
 from llama.kvcache.cache import KVCache, block_bytes
 from llama.log import get_logger
 from llama.models.decoder import DecoderStage, stage_of, tensor_names
+from llama.native import TURNED_OFF, why_not
 from llama.ops.attention.choose import choose_attention
 from llama.parallel.context import ParallelContext, initialize
 from llama.parallel.liveness.whereabouts import Phase
+from llama.quant.choose import linear_method
 from llama.tokenizer import Tokenizer
 
 
@@ -122,6 +125,14 @@ def _length_warning(model: ModelConfig, config: EngineConfig) -> list[str]:
     return [f"max_seq_len {config.max_seq_len} exceeds the {most} positions it was trained for"]
 
 
+def _tell_of_slow_products(device: torch.device) -> None:
+    problem = why_not("math") if device.type == "cpu" else ""
+    if problem:
+        level = logging.INFO if problem == TURNED_OFF else logging.WARNING
+        words = "torch computes what native code would, more slowly: %s"
+        get_logger().log(level, words, problem)
+
+
 def load_stage(
     reader: CheckpointReader, *, config: EngineConfig, context: ParallelContext, dtype: torch.dtype
 ) -> tuple[DecoderStage, LoadReport]:
@@ -144,6 +155,9 @@ def load_stage(
         )
         if context.rank == 0:
             get_logger().info("attention: %s (%s)", attention, reason)
+            _tell_of_slow_products(context.device)
+        method = linear_method(config.quantize)
+        method.check(context.device)
         stage = DecoderStage(
             reader.config,
             stage_of(
@@ -155,6 +169,7 @@ def load_stage(
             dtype=dtype,
             max_positions=config.max_seq_len,
             attention=attention,
+            method=method,
         )
         report = load(
             stage,

@@ -64,7 +64,7 @@ class Engine:
         # Rows of the head beyond the tokenizer's are padding: no tokens, and never drawn.
         n_words = tokenizer.n_words if tokenizer else model_config.vocab_size
         self.runner = ModelRunner(
-            stage=stage, cache=cache, context=context, dtype=dtype, n_words=n_words
+            stage, cache, config=config, context=context, dtype=dtype, n_words=n_words
         )
         self.scheduler = Scheduler(
             config,

@@ -24,6 +24,7 @@ from llama.ops.attention.sdpa import most_gathered_tokens, repeats_kv
 from llama.parallel.comm import SingleCommunicator
 from llama.parallel.layout import ParallelLayout
 from llama.parallel.shard import HeadShard, ffn_shard, head_shard
+from llama.quant.choose import linear_method
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def footprint(work: Workload, layout: ParallelLayout) -> Footprint:
         stage = cut[at.pp_rank]
         sizes = step_sizes(work, layout, rank, stage)
         widths = (sizes.q_width, sizes.kv_width, sizes.ffn_width)
-        alike = (*widths, len(stage.layers), stage.is_first, stage.is_last)
+        # a quantised slice is as wide as the groups that it meets, which depends on where it begins
+        begin = at.tp_rank if work.config.quantize else None
+        alike = (*widths, begin, len(stage.layers), stage.is_first, stage.is_last)
         if alike not in weight_bytes:  # ranks that hold as much of everything are counted once
             weight_bytes[alike] = stage_bytes(empty_stage(work, layout, rank, stage))
         ranks.append(_rank(work, layout, rank, stage, sizes, weight_bytes[alike]))
@@ -177,6 +180,7 @@ def empty_stage(work: Workload, layout: ParallelLayout, rank: int, stage: Stage)
         tp=_Place(layout.coordinates(rank).tp_rank, layout.tp_size),
         dtype=work.dtype,
         max_positions=work.config.max_seq_len,
+        method=linear_method(work.config.quantize),
     )
 
 
@@ -195,6 +199,7 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
     n_cached = config.max_batch_size * config.max_seq_len
     n_tokens = min(config.max_num_batched_tokens, n_cached)
     windows = frozenset(stage_windows(model, stage, max_positions=config.max_seq_len))
+    ffn_width = len(ffn_shard(model.ffn_dim, tp_size=layout.tp_size, tp_rank=at.tp_rank))
     return StepSizes(
         n_tokens=n_tokens,
         n_sequences=min(config.max_batch_size, n_tokens),
@@ -206,7 +211,7 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
         head_dim=model.head_dim,
         q_width=len(own.heads) * model.head_dim,
         kv_width=len(own.kv_heads) * model.head_dim,
-        ffn_width=len(ffn_shard(model.ffn_dim, tp_size=layout.tp_size, tp_rank=at.tp_rank)),
+        ffn_width=ffn_width,
         vocab_size=model.vocab_size,
         itemsize=work.dtype.itemsize,
         architecture=model.architecture,
@@ -217,6 +222,29 @@ def step_sizes(work: Workload, layout: ParallelLayout, rank: int, stage: Stage) 
         tp_rank=at.tp_rank,
         pp_size=layout.pp_size,
         pp_rank=at.pp_rank,
+        workspace_bytes=_workspace_bytes(work, layout, n_tokens=n_tokens, own=own, ffn=ffn_width),
+    )
+
+
+def _workspace_bytes(
+    work: Workload, layout: ParallelLayout, *, n_tokens: int, own: HeadShard, ffn: int
+) -> int:
+    """Of the largest product of a rank that has these heads and feed-forward columns."""
+    model, method = work.model, linear_method(work.config.quantize)
+    heads, kv_heads = len(own.heads) * model.head_dim, len(own.kv_heads) * model.head_dim
+    n_logits = min(work.config.max_batch_size, n_tokens)
+    products = (
+        (n_tokens, model.dim, heads + 2 * kv_heads),
+        (n_tokens, heads, model.dim),
+        (n_tokens, model.dim, 2 * ffn),
+        (n_tokens, ffn, model.dim),
+        (n_logits, model.dim, -(-model.vocab_size // layout.tp_size)),
+    )
+    return max(
+        method.workspace_bytes(
+            n_rows=rows, n_inputs=ins, n_outputs=outs, itemsize=work.dtype.itemsize
+        )
+        for rows, ins, outs in products
     )
 
 

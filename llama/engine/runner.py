@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama.config import EngineConfig
 from llama.engine.batch import build_batch
+from llama.engine.graphs import DecodeGraphs, graphs_for
 from llama.engine.plan import BatchPlan, StepResult
 from llama.engine.sampler import Sampler
 from llama.kvcache.cache import KVCache
@@ -28,11 +30,13 @@ class RunnerStats:
     """Seconds this rank spent computing (not waiting for peers), and what it computed.
 
     On an asynchronous device these are the seconds of launching, not of the kernels.
+    `first_token_at` is when it had drawn its first tokens, by `time.perf_counter`.
     """
 
     busy_s: float = 0.0
     n_plans: int = 0
     n_tokens: int = 0
+    first_token_at: float | None = None
 
 
 class ModelRunner:
@@ -43,9 +47,10 @@ class ModelRunner:
 
     def __init__(
         self,
-        *,
         stage: DecoderStage,
         cache: KVCache,
+        *,
+        config: EngineConfig,
         context: ParallelContext,
         dtype: torch.dtype,
         n_words: int,
@@ -56,6 +61,15 @@ class ModelRunner:
         self.stats = RunnerStats()
         self._dtype = dtype
         self._n_words = n_words
+        self._graphs = graphs_for(
+            stage,
+            cache,
+            config,
+            dtype=dtype,
+            device=context.device,
+            tp_backend=context.backend.name if context.tp.size > 1 else "none",
+        )
+        self._waited_s = 0.0
         self._sampler = Sampler()
         self._whereabouts = context.whereabouts
         self._watched = Recorder()
@@ -65,25 +79,43 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: BatchPlan) -> StepResult | None:
         """Run `plan`; the result on the rank that samples, None on every other."""
-        began = time.perf_counter()
+        began, self._waited_s = time.perf_counter(), 0.0
         self._whereabouts.at_step(self.stats.n_plans + 1)
-        batch = self._batch(plan)
-        prepared = time.perf_counter()
-        x = self._receive(batch)
-        received = time.perf_counter()
-        hidden = self.stage(x, batch, self.cache, record=self._watched)
-        result = None
-        if self.context.is_last_stage:
-            scored = self.stage.target_logprobs(hidden, batch, self._n_words)
-            logits = self.stage.logits(hidden, batch)
-            if logits is not None:
-                result = self._sampler(logits[:, : self._n_words], scored, plan)
+        if self._graphs is not None and self._graphs.takes(plan):
+            result = self._replay(self._graphs, plan)
         else:
-            self._send(hidden)
-        self.stats.busy_s += time.perf_counter() - received + prepared - began
+            result = self._compute(plan)
+        done = time.perf_counter()
+        if result is not None and self.stats.first_token_at is None:
+            self.stats.first_token_at = done
+        self.stats.busy_s += done - began - self._waited_s
         self.stats.n_plans += 1
-        self.stats.n_tokens += batch.n_tokens
+        self.stats.n_tokens += plan.num_tokens
         return result
+
+    def _compute(self, plan: BatchPlan) -> StepResult | None:
+        arriving = self._begin_receiving(plan)
+        batch = self._batch(plan)
+        x = self._arrived(arriving, batch)
+        hidden = self.stage(x, batch, self.cache, record=self._watched)
+        if not self.context.is_last_stage:
+            self._send(hidden)
+            return None
+        scored = self.stage.target_logprobs(hidden, batch, self._n_words)
+        logits = self.stage.logits(hidden, batch)
+        return None if logits is None else self._sample(logits, scored, plan)
+
+    def _replay(self, graphs: DecodeGraphs, plan: BatchPlan) -> StepResult | None:
+        out = graphs.run(plan, receive=self._fill)
+        if out is None:
+            return None
+        if not self.context.is_last_stage:
+            self._send(out.clone())  # the next replay leaves its own there
+            return None
+        return self._sample(out, out.new_empty(0), plan)
+
+    def _sample(self, logits: Tensor, scored: Tensor, plan: BatchPlan) -> StepResult:
+        return self._sampler(logits[:, : self._n_words], scored, plan)
 
     @torch.inference_mode()
     def logits(self, plan: BatchPlan, *, record: Recorder | None = None) -> Tensor | None:
@@ -92,8 +124,9 @@ class ModelRunner:
         """
         record = record or Recorder()
         record.at_layer = self._whereabouts.at_layer
+        arriving = self._begin_receiving(plan)
         batch = self._batch(plan, all_logits=True)
-        hidden = self.stage(self._receive(batch), batch, self.cache, record=record)
+        hidden = self.stage(self._arrived(arriving, batch), batch, self.cache, record=record)
         if self.context.is_last_stage:
             return self.stage.logits(hidden, batch)
         self._send(hidden)
@@ -108,19 +141,36 @@ class ModelRunner:
             all_logits=all_logits,
         )
 
-    def _receive(self, batch: Batch) -> Tensor:
-        """Token ids (n_tokens,) on the first stage, else hidden states (n_tokens, dim) of the one
-        before.
+    def _begin_receiving(self, plan: BatchPlan) -> tuple[Work, Tensor] | None:
+        """Hidden states (n_tokens, dim) of the stage before, on their way while this one prepares;
+        None on the first.
         """
         if self.context.is_first_stage:
-            return batch.token_ids
+            return None
         hidden = torch.empty(
-            batch.n_tokens,
+            plan.num_tokens,
             self.stage.config.dim,
             dtype=self._dtype,
             device=self.context.device,
         )
-        return self.context.pp.recv(hidden, self.context.pp.rank - 1)
+        return self.context.pp.irecv(hidden, self.context.pp.rank - 1), hidden
+
+    def _arrived(self, arriving: tuple[Work, Tensor] | None, batch: Batch) -> Tensor:
+        """What the stage takes: token ids (n_tokens,) on the first, hidden states elsewhere."""
+        if arriving is None:
+            return batch.token_ids
+        work, hidden = arriving
+        self._wait(work)
+        return hidden
+
+    def _fill(self, hidden: Tensor) -> None:
+        """`hidden` with what the stage before sends."""
+        self._wait(self.context.pp.irecv(hidden, self.context.pp.rank - 1))
+
+    def _wait(self, work: Work) -> None:
+        began = time.perf_counter()
+        work.wait()
+        self._waited_s += time.perf_counter() - began
 
     def _send(self, hidden: Tensor) -> None:
         """Start sending to the next stage; the tensor must stay alive until it has left."""

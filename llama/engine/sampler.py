@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama.engine.plan import BatchPlan, DrawParams, SequenceResult, StepResult
 from llama.engine.sequence import TokenLogprob
-from llama.ops.sampling import Draws, best_tokens, finite_rows, sample
+from llama.ops.sampling import Draws, best_token, best_tokens, sample
 
 
 class Sampler:
@@ -33,11 +33,11 @@ class Sampler:
         draws = [planned.draw for planned in plan.sequences if planned.draw is not None]
         assert len(draws) == len(logits)
         logprobs = _by_sequence(scored, plan)
-        finite = finite_rows(logits)
+        token_ids, finite = best_token(logits)
         overflows = _overflows(finite, logprobs, plan)
         if overflows:
             logits = logits.where(finite[:, None], 0.0)  # what is drawn there goes to nobody
-        token_ids = _draw_token_ids(logits, draws)
+        _draw_where_random(token_ids, logits, draws)
         sampled = zip(token_ids.tolist(), _sampled_logprobs(logits, token_ids, draws), strict=True)
         results = []
         for planned, target_logprobs in zip(plan.sequences, logprobs, strict=True):
@@ -77,15 +77,13 @@ def _overflows(
     return found
 
 
-def _draw_token_ids(logits: Tensor, draws: Sequence[DrawParams]) -> Tensor:
-    """(R,) int64: at temperature 0 the best token, lowest id of equals; else a random one."""
-    token_ids = logits.argmax(dim=-1)
+def _draw_where_random(token_ids: Tensor, logits: Tensor, draws: Sequence[DrawParams]) -> None:
+    """`token_ids` (R,) are the best ones, and stay at temperature 0; others become random ones."""
     rows = [row for row, draw in enumerate(draws) if draw.temperature > 0]
     if rows:
         token_ids[rows] = sample(
             _select(logits, rows), _columns([draws[row] for row in rows], logits.device)
         )
-    return token_ids
 
 
 def _columns(draws: Sequence[DrawParams], device: torch.device) -> Draws:

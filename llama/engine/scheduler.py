@@ -7,10 +7,11 @@ sequence that came last is preempted: it loses its blocks, keeps its tokens and 
 to be computed again.
 
 Several plans may be in flight at once, one per pipeline stage, and come back in the order in which
-they left. A sequence is in at most one of them, except that the next chunk of a prompt may follow
-the previous one: every stage runs plans in order, so the earlier K and V are there in time. For the
-same reason a later plan may write over what an earlier one in flight reads: a chunk that goes round
-the ring of its blocks (see `llama.kvcache.blocks`) reaches each stage after that one is done there.
+they left; `llama.engine.shares` says how much each takes. A sequence is in at most one of them,
+except that the next chunk of a prompt may follow the previous one: every stage runs plans in order,
+so the earlier K and V are there in time. For the same reason a later plan may write over what an
+earlier one in flight reads: a chunk that goes round the ring of its blocks (see
+`llama.kvcache.blocks`) reaches each stage after that one is done there.
 Nothing that is in flight is preempted, and its blocks go to nobody else before it is back.
 
 Every sequence that `add` accepts finishes: the oldest running one can always go on, because later
@@ -26,11 +27,9 @@ from llama.config import EngineConfig
 from llama.engine.admission import check_request, most_computed
 from llama.engine.plan import BatchPlan, DrawParams, PlannedSequence, SequenceResult, StepResult
 from llama.engine.sequence import FinishReason, Sequence
+from llama.engine.shares import chunk_share, fair_share
 from llama.errors import LlamaError, UsageError
 from llama.kvcache.blocks import BlockManager
-
-MIN_SHARED_CHUNK_TOKENS = 128
-"""Prompts are not cut smaller than this only to give every pipeline stage a part."""
 
 
 class Scheduler:
@@ -127,15 +126,16 @@ class Scheduler:
         if self.in_flight >= self.max_in_flight:
             return None
         planned: list[PlannedSequence] = []
-        most_sequences = self._sequence_share()
         budget = self.config.max_num_batched_tokens
+        most_decodes = min(budget, self._decode_share())
         for sequence in self.running:  # making room takes away later ones only
-            if len(planned) == min(most_sequences, budget):
+            if len(planned) == most_decodes:
                 break
             if sequence.is_decode and self._make_room(sequence):
                 planned.append(self._plan(sequence, 1))
-        budget = min(budget - len(planned), self._chunk_share())
-        prompts = deque(s for s in self.running if s.num_new_tokens and not s.is_decode)
+        prompts = deque(s for s in self.running if s.num_new_tokens > 1)
+        most_sequences = len(planned) + self._prompt_share(len(prompts))
+        budget = min(budget - len(planned), self._chunk_tokens())
         while budget and len(planned) < most_sequences:
             prompt = prompts.popleft() if prompts else self._admit()
             if prompt is None:
@@ -278,22 +278,22 @@ class Scheduler:
         """How many of the waiting sequences have a seat in the batch."""
         return min(len(self.waiting), self.config.max_batch_size - len(self.running))
 
-    def _sequence_share(self) -> int:
-        """Sequences of one plan, so that all plans in flight get an equal part."""
-        total = len(self.running) + self._seated()
-        out = sum(len(plan.sequences) for plan in self._in_flight)
-        left = _ceil_div(total - out, self.max_in_flight - self.in_flight)
-        return max(1, min(_ceil_div(total, self.max_in_flight), left))
+    def _decode_share(self) -> int:
+        """Decodes of the next plan; who waits for a token of its own counts as in flight."""
+        out = sum(not sequence.num_new_tokens for sequence in self.running)
+        total = out + sum(sequence.is_decode for sequence in self.running)
+        return fair_share(total, out, plans=self.max_in_flight, plans_out=self.in_flight)
 
-    def _chunk_share(self) -> int:
-        """Prompt tokens of one plan, so that all plans in flight get a part worth having."""
+    def _prompt_share(self, n_running: int) -> int:
+        """Prompts of the next plan, in which `n_running` may go on and others begin."""
+        total = n_running + self._seated()
+        return fair_share(total, 0, plans=self.max_in_flight - self.in_flight, plans_out=0)
+
+    def _chunk_tokens(self) -> int:
+        """Prompt tokens of the next plan."""
         if self.max_in_flight == 1:
             return self.config.max_num_batched_tokens
-        prompts = [s for s in self.running if s.num_new_tokens and not s.is_decode]
+        prompts = [s for s in self.running if s.num_new_tokens > 1]
         prompts += islice(self.waiting, self._seated())
         total = sum(prompt.num_tokens for prompt in prompts)
-        return max(MIN_SHARED_CHUNK_TOKENS, _ceil_div(total, self.max_in_flight))
-
-
-def _ceil_div(dividend: int, divisor: int) -> int:
-    return -(-dividend // divisor)
+        return chunk_share(total, plans=self.max_in_flight)

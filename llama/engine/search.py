@@ -67,6 +67,7 @@ def check_fits(option: Option, work: Workload, machine: Machine) -> None:
         else f"no layout of up to {RANK_COUNTS[-1]} ranks would"
     )
     smaller = "" if work.dtype.itemsize == 2 else ", or use a 16-bit dtype"
+    smaller += "" if work.config.quantize else ", or quantize int8"
     raise OutOfMemoryError(
         f"{named(layout)} does not fit: rank {option.fit.poorest_rank} "
         f"needs {sized(have + short)} to hold one sequence of max_seq_len "

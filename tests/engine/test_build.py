@@ -47,10 +47,9 @@ def test_why_attention_is_as_it_is(ckpt_dir: str, caplog: pytest.LogCaptureFixtu
     with caplog.at_level("INFO", "llama"):
         make_engine(single(), ckpt_dir)
         make_engine(single(), ckpt_dir, attention="naive")
-    assert [line for line in caplog.messages if "attention" in line] == [
-        "attention: sdpa (flash_attn needs a CUDA device, not cpu)",
-        "attention: naive (as asked)",
-    ]
+    first, second = [line for line in caplog.messages if "attention" in line]
+    assert first.startswith("attention: sdpa (native kernels take ")  # for the heads are too small
+    assert second == "attention: naive (as asked)"
     with pytest.raises(HardwareError, match="not cpu; use auto or sdpa"):
         make_engine(single(), ckpt_dir, attention="flash")
 

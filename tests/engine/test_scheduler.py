@@ -150,7 +150,7 @@ def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
     while replica.schedule() is not None:
         pass
     spans = [(p.start, len(p.token_ids), p.sample) for q, _ in replica.out for p in q.sequences]
-    assert spans == [(0, 300, False), (300, 300, True)]
+    assert spans == [(0, 128, False), (128, 128, False)]
     assert sequence.plans_in_flight == 2
     replica.finish_all()
     replica.check_outputs()
