@@ -10,7 +10,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 DEMO := examples/demo_model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly fast bench-load bench-window faults check lint types architecture format install install-dev clean
+.PHONY: help demo test test-gloo nightly fast bench bench-quick bench-load bench-window quality faults check lint types architecture format install install-dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,23 @@ nightly: $(VENV)/.dev ## every test, also those that two cores need minutes for
 fast: $(VENV)/.dev ## the tests that are not marked slow
 	$(PY) -m pytest -n $(WORKERS) -m "not slow and not nightly"
 
+test-gloo: $(VENV)/.dev ## the test suite over gloo alone, as between hosts
+	LLAMA_TRANSPORT=gloo $(PY) -m pytest -n $(WORKERS) -m "not nightly"
+
+bench: $(VENV)/.bench ## decode, prefill, scaling, beside llama.cpp and transformers; writes docs/performance.md (an hour)
+	$(PY) -m llama bench --json docs/bench.json --plots docs/images --report docs/performance.md
+
+bench-quick: $(VENV)/.bench ## the same in two minutes on the 110 M shape; writes nothing
+	$(PY) -m llama bench --quick
+
 bench-load: $(VENV)/.dev ## what loading costs in bytes, seconds and memory, beside safetensors
 	$(PY) -m tests.benchmarks.load
 
 bench-window: $(VENV)/.dev ## what a decoded token costs far beyond a sliding window, and without one
 	$(PY) -m tests.benchmarks.window
+
+quality: $(VENV)/.dev ## what quantisation costs the demo model in quality; writes docs/quantisation.md
+	$(PY) -m tests.benchmarks.quality --write
 
 faults: $(VENV)/.dev ## every fault that must end well, three times; writes docs/reliability.md (half an hour, root)
 	$(PY) -m tests.faults.run
@@ -77,4 +89,9 @@ $(VENV)/.runtime: $(VENV)/.created requirements.txt setup.py
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# The peers are compiled (llama.cpp, minutes, a C++ compiler): only who compares needs them.
+$(VENV)/.bench: $(VENV)/.dev requirements-bench.txt
+	$(PIP) -r requirements-bench.txt
 	@touch $@

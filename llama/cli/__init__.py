@@ -27,6 +27,7 @@ commands:
   inspect   what a checkpoint holds: format, sizes, every tensor, and what is odd
   plan      memory, reads and traffic of every rank, before anything is loaded
   convert   write a checkpoint in another format, shard count or dtype
+  bench     how fast this machine is, and this package and its peers on it
 
 CKPT_DIR may be a folder of any format that `llama inspect` knows.
 """
@@ -37,6 +38,7 @@ COMMANDS = {
     "inspect": "llama.cli.inspect:inspect",
     "plan": "llama.cli.plan:plan",
     "convert": "llama.cli.convert:convert",
+    "bench": "llama.cli.bench:bench",
 }
 _STOPPED = 128 + signal.SIGINT
 _PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows has not

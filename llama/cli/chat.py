@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llama.cli.model_options import ModelFlags, ModelOptions, SamplingFlags
 from llama.cli.option_groups import grouped
+from llama.cli.phases import StartClock
 from llama.cli.ranks import RankCommand, from_rank_0, taking_interrupts
 from llama.cli.stats import stats_lines
 from llama.cli.terminal import say
@@ -41,23 +43,25 @@ class Chat(RankCommand):
     is_conversation: ClassVar[bool] = True
 
     def run(self) -> None:
+        clock = StartClock()
         llm = self.model.load()
+        clock.built()
         # A model without a chat format is refused here, not at every question.
         encode_dialog(llm.tokenizer, [Message(role="user", content="")])
         if llm.context.rank == 0:
-            with taking_interrupts():
-                self._lead(llm)
+            with StopKey() as stop_key, taking_interrupts():
+                self._lead(llm, stop_key)
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what Ctrl-C means is for rank 0 to say
             while prompt := from_rank_0([], llm):
                 for _ in llm.stream(prompt, self.params):
                     pass
-        lines = stats_lines(llm, as_json=self.stats == "json") if self.stats else []
+        lines = stats_lines(llm, clock, as_json=self.stats == "json") if self.stats else []
         if llm.context.rank == 0:
             for line in lines:
                 say(line)
 
-    def _lead(self, llm: LLM) -> None:
+    def _lead(self, llm: LLM, stop_key: StopKey) -> None:
         conversation = Conversation(
             llm.tokenizer,
             system=self.system,
@@ -66,19 +70,18 @@ class Chat(RankCommand):
         )
         say(HINT)
         while True:
-            prompt = read_prompt(conversation)
-            with StopKey() as stop_key:
-                from_rank_0(prompt, llm)
-                if not prompt:
-                    return
-                try:
-                    conversation.add_answer(self._answer(prompt, llm, stop_key))
-                except BrokenPipeError:  # nobody reads the answers: an end like any other
-                    from_rank_0([], llm)
-                    raise
-                if llm.context.drain.is_asked:
-                    from_rank_0([], llm)
-                    return
+            prompt = read_prompt(conversation, stop_key)
+            from_rank_0(prompt, llm)
+            if not prompt:
+                return
+            try:
+                conversation.add_answer(self._answer(prompt, llm, stop_key))
+            except BrokenPipeError:  # nobody reads the answers: an end like any other
+                from_rank_0([], llm)
+                raise
+            if llm.context.drain.is_asked:
+                from_rank_0([], llm)
+                return
 
     def _answer(self, prompt: list[int], llm: LLM, stop_key: StopKey) -> str:
         """Print the answer as it comes; what there is when Ctrl-C is pressed is the answer.
@@ -148,10 +151,14 @@ class Conversation:
 
 
 class StopKey:
-    """While it is entered, Ctrl-C sets `pressed` and does nothing else."""
+    """While it is entered, Ctrl-C sets `pressed`, and only a `reading` ends by KeyboardInterrupt.
+
+    Once, however often the key is pressed: nobody could catch the next one.
+    """
 
     def __init__(self) -> None:
         self.pressed = False
+        self._is_reading = False
 
     def __enter__(self) -> StopKey:
         self._handler_before = signal.signal(signal.SIGINT, self._press)
@@ -160,15 +167,28 @@ class StopKey:
     def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGINT, self._handler_before)
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What was pressed in here, or before, is no longer `pressed` afterwards."""
+        self._is_reading = True
+        try:
+            yield
+        finally:
+            self._is_reading = self.pressed = False
+
     def _press(self, signum: int, frame: FrameType | None) -> None:
         self.pressed = True
+        if self._is_reading:
+            self._is_reading = False
+            raise KeyboardInterrupt
 
 
-def read_prompt(conversation: Conversation) -> list[int]:
+def read_prompt(conversation: Conversation, stop_key: StopKey) -> list[int]:
     """Prompt ids for the next question that is typed; [] when the user has had enough."""
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            with stop_key.reading():
+                line = input("> " if sys.stdin.isatty() else "").strip()
             if line == "/quit":
                 return []
             if line == "/reset":

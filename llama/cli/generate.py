@@ -8,6 +8,7 @@ from typing import Literal
 
 from llama.cli.model_options import ModelFlags, ModelOptions, SamplingFlags
 from llama.cli.option_groups import grouped
+from llama.cli.phases import StartClock
 from llama.cli.ranks import RankCommand
 from llama.cli.stats import stats_lines
 from llama.cli.terminal import say
@@ -27,11 +28,13 @@ class Generate(RankCommand):
     stats: bool | Literal["json"]
 
     def run(self) -> None:
+        clock = StartClock()
         llm = self.model.load()
+        clock.built()
         began = time.perf_counter()
         outputs = llm.generate(self.prompts, self.params)
         elapsed_s = time.perf_counter() - began
-        stats = stats_lines(llm, as_json=self.stats == "json") if self.stats else []
+        stats = stats_lines(llm, clock, as_json=self.stats == "json") if self.stats else []
         if llm.context.rank != 0:
             return
         print("\n\n".join(_whole_text(output, llm.tokenizer) for output in outputs), flush=True)

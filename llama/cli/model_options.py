@@ -27,10 +27,13 @@ class ModelFlags:
         dtype: float32, bfloat16 or float16
         device: cpu, cuda or mps
         backend: gloo or nccl
-        attention: auto, flash, sdpa or naive; auto takes flash where it can run, else sdpa
+        transport: shm or gloo between ranks of one host; auto is shm for ranks on its CPUs
+        attention: auto, paged, flash, native, sdpa or naive; auto takes the first of paged and
+            flash that a GPU can run, native on a CPU, else sdpa
         max_seq_len: longest prompt and completion together, in tokens; by default 2048, or as far
             as the positions of the model go
         format: format of the checkpoint, where it is not recognised
+        quantize: hold weights as int8, int8_dynamic, int4 or fp8; int4:64 is int4 in groups of 64
         verify: check every file against checklist.chk or MANIFEST.sha256 before it is used
     """
 
@@ -40,9 +43,11 @@ class ModelFlags:
     dtype: str | None = None
     device: str | None = None
     backend: str | None = None
+    transport: str | None = None
     attention: str = "auto"
     max_seq_len: int | None = None
     format: str | None = None
+    quantize: str | None = None
     verify: bool = False
 
 

@@ -41,7 +41,7 @@ class Plan:
     tp: Size
     pp: Size
     nproc: int | None
-    engine_options: Mapping[str, int | None]
+    engine_options: Mapping[str, int | str | None]
     dtype: str | None
     device: str | None
     gpu_bytes: int | None
@@ -86,6 +86,7 @@ def plan(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     gpu_memory: str | None = None,
     format: str | None = None,
+    quantize: str | None = None,
     all: bool = False,
     json: bool = False,
 ) -> Plan:
@@ -107,6 +108,7 @@ def plan(
         device: cpu, cuda or mps; by default cuda where there is a GPU or --gpu_memory
         gpu_memory: memory that each rank has, such as 80GB or 24GiB; by default what is free here
         format: format of the checkpoint, where it is not recognised
+        quantize: plan for weights held as int8, int8_dynamic, int4 or fp8, as in int4:64
         all: every layout of 1 to 8 ranks, or of --nproc
         json: one JSON object, with exact numbers, instead of tables
     """
@@ -125,6 +127,7 @@ def plan(
             "max_seq_len": max_seq_len,
             "max_batch_size": max_batch_size,
             "max_num_batched_tokens": max_num_batched_tokens,
+            "quantize": quantize,
         },
         dtype=dtype,
         device=device,

@@ -64,9 +64,10 @@ def print_options(work: Workload, options: Sequence[Option], *, as_json: bool) -
 
 def _work_text(work: Workload) -> str:
     config = work.config
+    weights = f" with {config.quantize} weights" if config.quantize else ""
     return (
         f"{config.max_batch_size} sequences of {config.max_seq_len} tokens, steps of at most "
-        f"{config.max_num_batched_tokens}, {_dtype(work)} on {work.device_type}"
+        f"{config.max_num_batched_tokens}, {_dtype(work)}{weights} on {work.device_type}"
     )
 
 
@@ -126,6 +127,7 @@ def _work_facts(work: Workload) -> dict[str, Any]:
         "block_size": config.block_size,
         "memory_fraction": config.memory_fraction,
         "dtype": _dtype(work),
+        "quantize": config.quantize,
         "device": work.device_type,
     }
 

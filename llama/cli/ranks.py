@@ -28,6 +28,8 @@ RANK_PROGRAM = (
 `home` takes its place only where nothing else leads there: site-packages must not come before the
 standard library.
 """
+PRELOAD = ("llama.llm", "fairscale.nn.model_parallel.initialize")
+"""What every rank will import, besides torch."""
 READY_FD = "LLAMA_READY_FD"
 """Names the pipe where rank 0 writes when Ctrl-C is for it to handle; see `launch.env`."""
 
@@ -58,6 +60,7 @@ def start(words: Sequence[str], command: RankCommand) -> int:
     Raises what `check` raises, and UsageError or HardwareError where this machine cannot do it.
     """
     from launch import env
+    from launch.hardware import import_torch
     from launch.request import LaunchRequest
     from launch.spawn import launch
 
@@ -67,23 +70,27 @@ def start(words: Sequence[str], command: RankCommand) -> int:
         nproc="auto" if "auto" in (model.tp, model.pp) else None,
         tp=None if model.tp == "auto" else model.tp,
         pp=None if model.pp == "auto" else model.pp,
-        backend=model.backend,
-        device=model.device,
+        backend=model.backend or os.environ.get(env.BACKEND) or None,
+        device=model.device or os.environ.get(env.DEVICE) or None,
+        transport=model.transport or os.environ.get(env.TRANSPORT) or None,
         has_prefix=False,  # what rank 0 prints is the result
+        preload=PRELOAD,
     )
-    env.quieten_torch(os.environ)
+    import_torch(request.count_ranks(n_gpus=0))
     check(model)
     return launch(request, forward_interrupt=command.is_conversation)
 
 
 def check(model: ModelOptions) -> None:
-    """From headers alone: raises CheckpointError or UsageError when no rank could load this."""
+    """From headers and names: raises CheckpointError or UsageError when no rank could load this."""
     from llama.checkpoint import open_checkpoint
     from llama.models import MODELS
     from llama.models.decoder import stage_of
     from llama.parallel.shard import ffn_shard, head_shard
+    from llama.quant.choose import linear_method
     from llama.registry import resolve
 
+    linear_method(model.quantize)
     reader = open_checkpoint(model.ckpt_dir, format=model.format)
     config = reader.config
     reader.close()
