@@ -147,7 +147,9 @@ class ModelConfig:
 class ParallelConfig:
     """What the user asked for; None means "find out". `timeout_s` bounds one collective.
 
-    A size "auto" is chosen for the checkpoint, by `llama.engine.decide.decide_layout`.
+    A size "auto" is chosen for the checkpoint, by `llama.engine.decide.decide_layout`. `backend` is
+    what torch's groups are made with, `transport` what moves data between ranks of one host; see
+    `llama.parallel.transport`.
 
     `control_timeout_s` bounds the wait for rank 0's next plan; an interactive job idles that long.
     Where there is a heartbeat it also bounds the wait for the stage before, over gloo.
@@ -161,6 +163,7 @@ class ParallelConfig:
     pp_size: int | Literal["auto"] | None = None
     device: str | None = None
     backend: str | None = None
+    transport: str | None = None
     timeout_s: float = 300.0
     init_timeout_s: float | None = None
     load_timeout_s: float | None = None
@@ -189,7 +192,9 @@ class EngineConfig:
     `max_batch_size` sequences may run at once; `max_num_batched_tokens` bounds one step, so a
     longer prompt is prefilled in chunks. `num_blocks` None takes what max_batch_size sequences of
     max_seq_len (or of the widest sliding window) need, or what fits. `attention` is a backend's
-    name, or "auto" for the best here.
+    name, or "auto" for the best here; on CUDA decoding steps are captured as graphs where it allows
+    that, unless `enforce_eager`. `quantize` says how the weights of linear layers are held, as
+    "int8" or, with a group size, "int4:64"; see `llama.quant.choose`.
     """
 
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
@@ -199,6 +204,8 @@ class EngineConfig:
     num_blocks: int | None = None
     attention: str = "auto"
     memory_fraction: float = 0.9
+    quantize: str | None = None
+    enforce_eager: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, model: ModelConfig) -> EngineConfig:

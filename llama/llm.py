@@ -40,8 +40,9 @@ class LLM:
     its dialogs (None: picked from the checkpoint). `tp`/`pp` cut the model over ranks
     (default: all ranks tensor-parallel; "auto" chooses from the memory plan, and `layout_reason`
     says why); `dtype` is the compute dtype (default: the checkpoint's on a GPU, float32 on a CPU);
-    `max_seq_len` counts prompt and completion (default: 2048, or as far as the model's positions
-    go); further keywords are EngineConfig's.
+    `transport` moves data between ranks of one host ("shm", "gloo"; default: shared memory for
+    ranks that compute on a CPU); `max_seq_len` counts prompt and completion (default: 2048, or as
+    far as the model's positions go); further keywords are EngineConfig's.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         backend: str | None = None,
+        transport: str | None = None,
         max_seq_len: int | None = None,
         max_batch_size: int = 32,
         seed: int = 0,
@@ -66,7 +68,9 @@ class LLM:
         sizes = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, **engine_options}
         parallel, self.layout_reason = decide_layout(
             source,
-            ParallelConfig(tp_size=tp, pp_size=pp, device=device, backend=backend),
+            ParallelConfig(
+                tp_size=tp, pp_size=pp, device=device, backend=backend, transport=transport
+            ),
             engine_options=sizes,
             dtype=dtype,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -43,8 +44,11 @@ def test_generate_counts_what_it_made() -> None:
     words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", "--stats", *GREEDY]
     done = run(["-m", "llama", *words])
     assert done.returncode == 0, done.stderr
-    speed, loaded, stats = done.stderr.splitlines()[-3:]
+    speed, start, loaded, stats = done.stderr.splitlines()[-4:]
     assert speed.startswith("3 tokens in ")
+    assert re.fullmatch(
+        r"rank 0: (import \S+ s, )?meet \S+ s, load \S+ s, first token \S+ s", start
+    )
     assert loaded.startswith("rank 0: 48 tensors (48 bfloat16), holds ")
     assert stats.startswith("rank 0 (stage 0, tp 0): ")
 
@@ -59,6 +63,8 @@ def test_stats_as_json_are_one_object_a_rank() -> None:
     assert all(found["n_tokens"] > 0 for found in objects)
     assert [found["load"]["rank"] for found in objects] == [0, 1]
     assert all(found["load"]["bytes_held"] > 0 for found in objects)
+    assert [found["start"]["rank"] for found in objects] == [0, 1]
+    assert [found["start"]["first_token_s"] is None for found in objects] == [False, True]
 
 
 def test_prompts_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,19 +119,21 @@ def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
 
 @pytest.mark.parametrize("layout", [[], ["--tp", "2"]], ids=" ".join)
 def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
-    whole = "Tell me about Ollo."
-    done = run(["-m", "llama", "chat", DEMO, *GREEDY], stdin=f"{whole}\n")
-    with started(["-m", "llama", "chat", DEMO, *GREEDY, *layout]) as process:
+    """So hot that it finds no end: an answer of the model's own is over before a key is up."""
+    chatter = ["-m", "llama", "chat", DEMO, "--temperature", "9", "--top_p", "1", "--seed", "1"]
+    chatter += ["--max_tokens", "400"]
+    whole = run(chatter, stdin=f"{KEEPER}\n").stdout
+    with started([*chatter, *layout]) as process:
         assert process.stdin and process.stdout
-        process.stdin.write(f"{whole}\n")
+        process.stdin.write(f"{KEEPER}\n")
         process.stdin.flush()
         begin = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        stopped = begin + process.stdout.readline()
-        assert len(stopped) < len(done.stdout) and done.stdout.startswith(stopped.rstrip("\n"))
         out, err = process.communicate(f"/reset\n{KEEPER}\n", timeout=60)
     assert process.returncode == 0, err
-    assert out == f"{QUESTIONS[KEEPER]}\n"
+    assert (begin + out).endswith(f"\n{whole}")
+    stopped = (begin + out).removesuffix(f"\n{whole}")
+    assert 0 < len(stopped) < len(whole) - 1 and whole.startswith(stopped)
 
 
 def test_an_error_on_the_ranks_is_the_exit_status(tmp_path: Path) -> None:

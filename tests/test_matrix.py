@@ -1,6 +1,6 @@
 """The matrix: an independent one-file model (helpers/oracle.py) against the engine, every layout.
 
-One job per model and layout runs everything once on real gloo ranks and returns plain lists; the
+One job per model and layout runs everything once on real ranks and returns plain lists; the
 tests compare those with the oracle, and sampled texts with the one-process run.
 """
 
@@ -116,9 +116,17 @@ def sampled_in_one_process(ckpt_dir: str) -> list[int]:
     return list(result.token_ids)
 
 
-def check(model: str, ckpt_dir: str, *, tp: int, pp: int, run: Callable[..., Any] = job) -> None:
+def check(
+    model: str,
+    ckpt_dir: str,
+    *,
+    tp: int,
+    pp: int,
+    run: Callable[..., Any] = job,
+    transport: str | None = None,
+) -> None:
     want, sampled = expected(model), sampled_in_one_process(ckpt_dir)
-    ranks = run_layout(run, ckpt_dir, tp=tp, pp=pp, deadline_s=300)
+    ranks = run_layout(run, ckpt_dir, tp=tp, pp=pp, deadline_s=300, transport=transport)
     for rank, got in enumerate(ranks):
         where = f"rank {rank} of tp {tp} x pp {pp}"
         logits = torch.tensor(got.pop("logits"))
@@ -142,6 +150,23 @@ def test_every_layout_equals_the_oracle(
     checkpoints: dict[str, str], model: str, layout: tuple[int, int]
 ) -> None:
     check(model, checkpoints[model], tp=layout[0], pp=layout[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (2, 2) if layout == (2, 2) else pytest.param(layout, marks=pytest.mark.nightly)
+        for layout in LAYOUTS
+        if layout != (1, 1)
+    ],
+)
+def test_every_layout_equals_the_oracle_over_gloo(
+    checkpoints: dict[str, str], layout: tuple[int, int]
+) -> None:
+    tp, pp = layout
+    check("gqa", checkpoints["gqa"], tp=tp, pp=pp, run=crowded_job, transport="gloo")
 
 
 @pytest.mark.nightly

@@ -49,9 +49,11 @@ class Llama:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         backend: str | None = None,
+        transport: str | None = None,
         format: str | None = None,
         verify: bool = False,
         chat_format: str | None = None,
+        quantize: str | None = None,
     ) -> Llama:
         """Load a checkpoint over the ranks of the job. Collective; a plain process is one rank.
 
@@ -59,8 +61,8 @@ class Llama:
         need not be as many as the checkpoint has files. `max_seq_len` counts prompt and answer, in
         tokens. From here on what a rank writes to stdout is dropped, except for one on each host.
 
-        `format`, `verify` and `chat_format` are those of `llama.llm.LLM`, and so are the errors:
-        CheckpointError, UsageError, RankMismatchError, HardwareError, OutOfMemoryError,
+        `format`, `verify`, `chat_format` and `quantize` are those of `llama.llm.LLM`, and so are
+        the errors: CheckpointError, UsageError, RankMismatchError, HardwareError, OutOfMemoryError,
         PeerLostError.
         """
         _silence_other_ranks()
@@ -76,9 +78,11 @@ class Llama:
             dtype=dtype,
             device=device,
             backend=backend,
+            transport=transport,
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
             seed=seed,
+            quantize=quantize,
         )
         if llm.context.rank == 0:
             # Not a log line: users' scripts show it on stdout, where Meta's package prints it.

@@ -127,6 +127,10 @@ BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
     "unknown device": ({"device": "tpu"}, refused(UsageError, "'tpu'", "known: cpu, cuda")),
     "device as number": ({"device": 0}, refused(UsageError, "device 0", "known: cpu, cuda")),
     "unknown backend": ({"backend": "mpi"}, refused(UsageError, "'mpi'", "known: gloo, nccl")),
+    "unknown transport": (
+        {"transport": "pigeon"},
+        refused(UnknownNameError, "'pigeon'", "known: auto, shm, gloo"),
+    ),
     "seed as text": ({"seed": "one"}, refused(UsageError, "seed", "integer", "'one'")),
 }
 NO_GPU: dict[str, tuple[dict[str, Any], Refusal]] = {
@@ -152,7 +156,7 @@ LLM_BUILDS: dict[str, tuple[dict[str, Any], Refusal]] = {
     ),
     "unknown attention": (
         {"attention": "magic"},
-        refused(UnknownNameError, "magic", "known: auto, flash, naive, sdpa"),
+        refused(UnknownNameError, "magic", "known: auto, flash, naive"),
     ),
 }
 
@@ -184,6 +188,10 @@ def differing_builds(rank: int) -> dict[str, tuple[dict[str, Any], Refusal]]:
         ),
         "tp": ({"tp": 1 if odd else 2}, mismatch("tp_size", 2, 1)),
         "backend": ({"backend": "gloo" if odd else None}, mismatch("backend", "None", "'gloo'")),
+        "transport": (
+            {"transport": "gloo" if odd else None},
+            mismatch("transport", "None", "'gloo'"),
+        ),
         "model": (
             {"ckpt_dir": "one_layer" if odd else "good"},
             mismatch("model.n_layers", 3, 1),

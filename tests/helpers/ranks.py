@@ -1,4 +1,4 @@
-"""Real gloo ranks for tests: processes that meet in a private file and end at a deadline.
+"""Real ranks for tests: processes that meet in a private file and end at a deadline.
 
     def job(context: ParallelContext, x: int) -> int:  # a module-level function of a test module
         return int(context.tp.all_reduce(torch.tensor([x])))
@@ -38,6 +38,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 DEBUG = "TORCH_DISTRIBUTED_DEBUG"
+TRANSPORT = "LLAMA_TRANSPORT"
 DEADLINE_S = 60.0
 GRACE_S = 20.0
 """What is left for the other ranks once one has failed: they should notice within seconds."""
@@ -101,18 +102,20 @@ def run_layout(
     dp: int = 1,
     timeout_s: float = DEADLINE_S,
     deadline_s: float = DEADLINE_S,
+    transport: str | None = None,
     expect_error: bool = False,
 ) -> list[Any]:
     """`function(context, *args)` on tp · pp · dp ranks; its results, or its errors, in rank order.
 
     The context comes from `initialize`, over a default process group that is there already;
-    `timeout_s` bounds one collective.
+    `timeout_s` bounds one collective, `transport` is the ranks' LLAMA_TRANSPORT.
     """
     return run_ranks(
         _with_context,
         tp * pp * dp,
         *(function, args, tp, pp, timeout_s),
         deadline_s=deadline_s,
+        transport=transport,
         expect_error=expect_error,
     )
 
@@ -122,17 +125,21 @@ def run_ranks(
     world_size: int,
     *args: Any,
     deadline_s: float = DEADLINE_S,
+    transport: str | None = None,
     expect_error: bool = False,
 ) -> list[Any]:
     """`function(RankInfo, *args)` on `world_size` ranks; its results, or its errors, in rank order.
 
     Raises RanksFailed with the traceback of every rank that failed, the first one first. With
     `expect_error` every rank must raise, and that is returned; RankDied for a rank that died.
+    `transport` None is the tests' own LLAMA_TRANSPORT.
     """
+    environ = {DEBUG: os.environ.get(DEBUG, "OFF")}
+    environ[TRANSPORT] = transport or os.environ.get(TRANSPORT, "")
     with TemporaryDirectory(prefix="ranks-") as folder:
         run = _Run(folder)
         try:
-            run.start(function, world_size, args)
+            run.start(function, world_size, args, environ)
             reports = run.collect(time.monotonic() + deadline_s)
         finally:
             run.kill()
@@ -151,14 +158,20 @@ class _Run:
         self._folder = Path(folder)
         self._ranks: list[tuple[BaseProcess, Connection]] = []
 
-    def start(self, function: Callable[..., Any], world_size: int, args: tuple[Any, ...]) -> None:
+    def start(
+        self,
+        function: Callable[..., Any],
+        world_size: int,
+        args: tuple[Any, ...],
+        environ: dict[str, str],
+    ) -> None:
         for rank in range(world_size):
             info = RankInfo(rank, world_size, str(self._folder / "rendezvous"))
             job = pickle.dumps((function, info, args))
             ours, theirs = _processes().Pipe()
             process = _processes().Process(
                 target=_rank_main,
-                args=(theirs, job, self._stack_file(rank), os.environ.get(DEBUG, "OFF")),
+                args=(theirs, job, self._stack_file(rank), environ),
                 daemon=True,
             )
             process.start()
@@ -240,9 +253,9 @@ def _processes() -> ForkServerContext | SpawnContext:
     return processes
 
 
-def _rank_main(pipe: Connection, job: bytes, stack_file: str, debug: str) -> None:
+def _rank_main(pipe: Connection, job: bytes, stack_file: str, environ: dict[str, str]) -> None:
     """A rank's life: run the job, report, and when all went well wait to be let go."""
-    os.environ[DEBUG] = debug  # a fork server has the environment, and torch, of its own start
+    os.environ.update(environ)  # a fork server has the environment, and torch, of its own start
     if "torch.distributed" in sys.modules:
         sys.modules["torch.distributed"].set_debug_level_from_env()
     with open(stack_file, "w") as stacks:

@@ -12,16 +12,25 @@ from torch import Tensor
 from llama.config import ModelConfig
 from llama.layers.parameter import pieces
 from llama.models.decoder import DecoderStage, stage_of
+from llama.quant.base import DENSE, LinearMethod
 from tests.helpers.stages import Place
 
 
 def stage_at(
-    config: ModelConfig, tp: int, pp: int, rank: int, *, dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    tp: int,
+    pp: int,
+    rank: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    method: LinearMethod = DENSE,
 ) -> DecoderStage:
     """The stage of one rank; making and filling it needs a place on the tp axis, not a peer."""
     pp_rank, tp_rank = divmod(rank, tp)
     stage = stage_of(config, pp_size=pp, pp_rank=pp_rank)
-    return DecoderStage(config, stage, tp=Place(tp_rank, tp), dtype=dtype, max_positions=8)
+    return DecoderStage(
+        config, stage, tp=Place(tp_rank, tp), dtype=dtype, max_positions=8, method=method
+    )
 
 
 def digest(tensor: Tensor) -> str:
