@@ -104,12 +104,12 @@ def may_fork(job: Job, machine: Machine) -> bool:
     request = job.request
     if not request.has_fork or machine.n_gpus or request.nodes.nnodes > 1:
         return False
+    for name in request.preload:
+        import_module(name)  # before the question, since one may start a thread
     reason = why_not(request.program, dict(os.environ) | job.settings)
     if reason:
         get_logger().info("every rank starts an interpreter of its own: %s", reason)
         return False
-    for name in request.preload:
-        import_module(name)
     gc.freeze()  # the copies need not walk through what is here, which would copy its memory too
     return True
 

@@ -136,6 +136,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
     assert 0 < len(stopped) < len(whole) - 1 and whole.startswith(stopped)
 
 
+@pytest.mark.nightly
+def test_a_missing_compiler_is_said_once_and_what_the_environment_asks_is_shown(
+    tmp_path: Path,
+) -> None:
+    env = {"CXX": "no-such-compiler", "LLAMA_CACHE_DIR": str(tmp_path), "LLAMA_TRANSPORT": "gloo"}
+    words = ["-m", "llama", "generate", DEMO, "x", *GREEDY, "--tp", "2", "--max_tokens", "2"]
+    done = run(words, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no C++ compiler ($CXX is no-such-compiler: not found)") == 1
+    assert "transport gloo" in done.stderr
+    done = run(words, env={"LLAMA_NATIVE": "0"})
+    assert done.returncode == 0 and "native" not in done.stderr
+
+
 def test_an_error_on_the_ranks_is_the_exit_status(tmp_path: Path) -> None:
     for path in Path(DEMO).glob("[cp]*"):
         if path.is_file() and path.suffix in (".json", ".pth"):

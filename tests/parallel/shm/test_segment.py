@@ -89,7 +89,7 @@ def test_too_little_memory_is_an_error_on_all_ranks() -> None:
     message, n_left = found[0]
     assert message.startswith("no shared memory for the pp axis: rank 0 of 2: cannot have ")
     assert "MiB of shared memory for 2 ranks" in message
-    assert "gloo transport" in message
+    assert "docker --shm-size" in message
     assert n_left == 0
 
 
