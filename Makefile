@@ -85,6 +85,7 @@ $(VENV)/.runtime: $(VENV)/.created requirements.txt setup.py
 	$(PIP) --constraint requirements.txt torch setuptools
 	$(PIP) --no-build-isolation -r requirements.txt
 	$(PIP) --no-build-isolation --no-deps --editable .
+	@$(PY) -m llama.native
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt

@@ -40,6 +40,7 @@ def test_generate_completes_every_prompt(layout: list[str]) -> None:
     assert "tokens/s" in done.stderr
 
 
+@pytest.mark.nightly
 def test_generate_counts_what_it_made() -> None:
     words = ["generate", DEMO, PROMPTS[0][0], "--max_tokens", "3", "--stats", *GREEDY]
     done = run(["-m", "llama", *words])
@@ -102,6 +103,7 @@ def test_chat_tells_the_system_message() -> None:
     assert done.stdout == f"Ahoy! {QUESTIONS[KEEPER]}\n"
 
 
+@pytest.mark.nightly
 def test_chat_takes_the_named_format() -> None:
     assert chat(DEMO, chat_format="mistral-v1").model.chat_format == "mistral-v1"
     done = run(["-m", "llama", "chat", DEMO, "--chat_format", "vicuna"])
@@ -109,6 +111,7 @@ def test_chat_takes_the_named_format() -> None:
     assert "unknown chat format 'vicuna'; known: codellama, codellama70b, llama2" in done.stderr
 
 
+@pytest.mark.nightly
 def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
     words = ["chat", DEMO, "--temperature", "0", "--max_seq_len", "64"]
     done = run(["-m", "llama", *words], stdin="hello " * 60 + f"\n{KEEPER}\n")
@@ -117,7 +120,13 @@ def test_chat_says_when_a_message_is_too_long_and_goes_on() -> None:
     assert done.stdout.splitlines() == [QUESTIONS[KEEPER]]
 
 
-@pytest.mark.parametrize("layout", [[], ["--tp", "2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param([], id="alone"),
+        pytest.param(["--tp", "2"], id="tp 2", marks=pytest.mark.nightly),
+    ],
+)
 def test_ctrl_c_stops_the_answer_and_not_the_chat(layout: list[str]) -> None:
     """So hot that it finds no end: an answer of the model's own is over before a key is up."""
     chatter = ["-m", "llama", "chat", DEMO, "--temperature", "9", "--top_p", "1", "--seed", "1"]

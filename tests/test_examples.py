@@ -83,7 +83,14 @@ def test_infilling_works_with_code_llama(tmp_path: Path) -> None:
     assert done.stdout.count("    return result\n") == 1 and "<FILL>" not in done.stdout
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        EXAMPLES[0],
+        *(pytest.param(path, marks=pytest.mark.nightly) for path in EXAMPLES[1:]),
+    ],
+    ids=lambda path: path.stem,
+)
 def test_an_unknown_flag_is_refused_before_the_run(path: Path) -> None:
     arguments = [DEMO] if path.stem == "tensor_and_pipeline" else META_FLAGS
     done = run([str(path), *arguments, "--temprature", "0"])

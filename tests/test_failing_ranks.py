@@ -86,7 +86,10 @@ UNCAUGHT = [
         *("build", "world not divisible", "UsageError", "does not divide the world size 2"),
         marks=pytest.mark.nightly,
     ),
-    ("build", "seed", "RankMismatchError", "seed: 7 on rank 0; 8 on rank 1"),
+    pytest.param(
+        *("build", "seed", "RankMismatchError", "seed: 7 on rank 0; 8 on rank 1"),
+        marks=pytest.mark.nightly,
+    ),
     ("call", "NaN temperature", "UsageError", "temperature must be a finite number, got nan"),
 ]
 

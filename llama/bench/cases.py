@@ -178,7 +178,10 @@ def cases(
 
     Raises UnknownNameError for a case or shape that is not known, UsageError when nobody is left.
     """
-    table = GPU_CASES if device == "cuda" else CPU_CASES
+    table, other = (GPU_CASES, CPU_CASES) if device == "cuda" else (CPU_CASES, GPU_CASES)
+    if only is not None and only in other:
+        needed = "cpu" if device == "cuda" else "cuda"
+        raise UsageError(f"case {only!r} needs --device {needed}, not {device}")
     if only is not None and only not in table:
         raise UnknownNameError(f"unknown case {only!r}; known: {', '.join(table)}")
     names: Sequence[str] = [only] if only else [*table]
@@ -190,11 +193,14 @@ def cases(
         found = [replace(case, shape=find_shape(shape)) for case in found]
     if is_quick:
         found = [_in_short(case) for case in found]
+    ours = {one for case in found for one in case.contestants if one.engine == "llama"}
     found = [_filtered(case, dtype=dtype, quantize=quantize) for case in found]
     found = [case for case in found if any(one.engine == "llama" for one in case.contestants)]
     if not found:
+        measured = sorted({f"{one.dtype} {one.quantize or ''}".strip() for one in ours})
         raise UsageError(
-            f"no case measures us with dtype {dtype or 'any'} and quantize {quantize or 'any'}"
+            f"no case measures us with dtype {dtype or 'any'} and quantize {quantize or 'any'}; "
+            f"known here: {', '.join(measured)}"
         )
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from llama.cli.terminal import say
 from llama.cli.typed import typed
-from llama.errors import UsageError
+from llama.errors import HardwareError, UsageError
 
 if TYPE_CHECKING:
     from llama.bench.cases import Case
@@ -131,6 +131,8 @@ def bench(
 
     if rounds is not None and rounds < 1:
         raise UsageError(f"--rounds must be at least 1, got {rounds}")
+    if device == "cuda" and result is None:
+        _check_gpu()
     found = cases(
         device=device,
         n_cores=core_count(),
@@ -151,6 +153,13 @@ def bench(
         report=_path(report),
         plots=_path(plots),
     )
+
+
+def _check_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise HardwareError("--device cuda needs a GPU that torch can use, and torch sees none")
 
 
 def _path(text: str | None) -> Path | None:

@@ -69,7 +69,8 @@ SCHEMA = {
         (["--only", "fast"], "unknown case 'fast'; known: float32, half"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--device", "tpu"], "--device cannot be 'tpu'; it is cpu or cuda"),
-        (["--dtype", "float8"], "no case measures us with dtype float8"),
+        (["--only", "gpu-7b"], "case 'gpu-7b' needs --device cuda, not cpu"),
+        (["--dtype", "float8"], "no case measures us with dtype float8 and quantize any; known"),
         (["--result", "no/such/file"], "cannot read no/such/file"),
     ],
 )
@@ -82,6 +83,7 @@ def test_wrong_usage_is_one_line(
     assert captured.err.startswith(f"llama: error: {message}")
 
 
+@pytest.mark.nightly
 def test_a_run_goes_on_without_who_fails(tmp_path: Path) -> None:
     """One turn of us in one process, and of somebody who cannot even begin."""
     work = Work("decode-1", "decode", batch=1, prompt_tokens=8, new_tokens=4)

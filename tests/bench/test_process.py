@@ -37,6 +37,7 @@ def test_a_task_and_what_was_measured_survive_their_files(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.nightly
 def test_two_ranks_find_the_tokens_of_one_process(model: Path) -> None:
     one = run(Task("works", OURS, model, works=(SHORT,)), deadline_s=90)
     two = run(Task("works", ranks("float32", n_cores=2), model, works=(SHORT,)), deadline_s=90)

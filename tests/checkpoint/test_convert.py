@@ -304,7 +304,7 @@ def test_memory_stays_below_the_largest_tensor_and_300_mb(tmp_path: Path, to: st
     assert peak_bytes <= largest_bytes + 300e6
 
 
-@pytest.mark.parametrize("to", ["meta", "hf"])
+@pytest.mark.parametrize("to", ["meta", pytest.param("hf", marks=pytest.mark.nightly)])
 def test_a_full_disk_is_told_by_name(tmp_path: Path, to: str) -> None:
     source = write_meta(tmp_path / "a", GROUPED, random_model(GROUPED))
     line = [sys.executable, "-m", "llama", "convert", source, tmp_path / "b", "--to", to]

@@ -151,6 +151,7 @@ def test_no_embedding_or_two(tmp_path: Path) -> None:
     assert "describes 2 token embeddings instead of one" in message_of(tmp_path)
 
 
+@pytest.mark.nightly
 def test_a_grid_is_refused_with_the_way_out(tmp_path: Path) -> None:
     run_ranks(save_grid, 4, WEIGHTS["tok_embeddings.weight"], str(tmp_path))
     message = message_of(tmp_path)

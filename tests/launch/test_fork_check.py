@@ -97,6 +97,7 @@ def test_an_interpreter_with_more_options_or_a_start_of_its_own(tmp_path: Path) 
     assert "sitecustomize" in reason("-c", "", cwd=tmp_path, env=env)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_launch_forks_unless_told_not_to(tmp_path: Path) -> None:
     """And the copies have their share of the threads, and draw numbers of their own."""

@@ -159,6 +159,7 @@ def test_wrong_options_are_one_line_and_64(words: list[str], message: str) -> No
     assert line.startswith("launch: error: ") and message in line
 
 
+@pytest.mark.nightly
 def test_ranks_run_as_optimised_as_the_launcher(tmp_path: Path) -> None:
     program = write(tmp_path, "import sys; print(sys.flags.optimize)")
     done = run(["-O", "-m", "launch", "--nproc", "2", program], cwd=tmp_path)
@@ -166,6 +167,7 @@ def test_ranks_run_as_optimised_as_the_launcher(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == ["[rank 0] 1", "[rank 1] 1"]
 
 
+@pytest.mark.nightly
 def test_too_many_ranks_for_the_cores_are_warned_of() -> None:
     most = 2 * usable_cpus()
     for n_ranks, expected in ((most, 0), (most + 1, 1)):

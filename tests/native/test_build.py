@@ -164,3 +164,10 @@ def test_both_libraries_of_the_package_can_be_had() -> None:
     for name in ("shm", "math"):
         assert isinstance(library(name), ctypes.CDLL), why_not(name)
         assert why_not(name) == ""
+
+
+def test_the_command_says_what_there_is() -> None:
+    words = [sys.executable, "-m", "llama.native"]
+    environ = {**os.environ, "LLAMA_NATIVE": "0"}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "shm: LLAMA_NATIVE=0\nmath: LLAMA_NATIVE=0\n", done.stderr

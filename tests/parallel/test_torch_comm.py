@@ -102,10 +102,14 @@ def wait_in_vain(info: RankInfo, op: str) -> str:
     ("op", "transport"),
     [
         ("all_reduce", "shm"),
-        ("all_reduce", "gloo"),
         *(
-            pytest.param(*case, marks=pytest.mark.nightly)
-            for case in (("recv", "shm"), ("recv", "gloo"), ("send", "gloo"))
+            pytest.param(op, transport, marks=pytest.mark.nightly)
+            for op, transport in (
+                ("all_reduce", "gloo"),
+                ("recv", "shm"),
+                ("recv", "gloo"),
+                ("send", "gloo"),
+            )
         ),
     ],
 )

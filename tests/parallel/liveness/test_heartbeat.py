@@ -264,6 +264,7 @@ def catch_and_build_anew(info: RankInfo) -> list[str]:
     return [told, str(total), *beating]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_program_that_catches_the_error_may_build_anew() -> None:
     first, second = run_ranks(catch_and_build_anew, 2)

@@ -60,6 +60,7 @@ context.tp.all_reduce(torch.zeros(1))
     assert line.endswith("in IDLE (running): CheckpointError: shard 1 is broken")
 
 
+@pytest.mark.nightly
 def test_output_that_nobody_reads_is_no_failure(tmp_path: Path) -> None:
     program = """
 import os
@@ -93,6 +94,7 @@ context.world.barrier()
     assert all(line.startswith(f"[rank 1 {HOST}] ") for line in lines)
 
 
+@pytest.mark.nightly
 def test_nothing_holds_up_the_end(tmp_path: Path) -> None:
     """Neither a thread that never ends nor an exit handler that waits."""
     program = """
@@ -106,6 +108,7 @@ raise CheckpointError(f"rank {rank}")
         assert f"CheckpointError: rank {rank}" in err
 
 
+@pytest.mark.nightly
 def test_the_programs_own_hook_is_called_first(tmp_path: Path) -> None:
     program = """
 context.close()
@@ -125,6 +128,7 @@ def test_a_good_end_is_silent(tmp_path: Path, ending: str) -> None:
     assert run_two(tmp_path, program) == [(0, "", "")] * 2
 
 
+@pytest.mark.nightly
 def test_an_interrupt_is_one_line(tmp_path: Path) -> None:
     found = run_two(tmp_path, "context.world.barrier()\nraise KeyboardInterrupt")
     for rank, (code, _, err) in enumerate(found):

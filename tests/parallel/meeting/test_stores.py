@@ -91,6 +91,7 @@ def test_within_gives_back_results_and_errors() -> None:
     release.set()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no network namespaces here")
 def test_a_machine_without_loopback_is_told() -> None:
     call = "stores.host_store('127.0.0.1', 0, timeout_s=1)"
