@@ -67,15 +67,16 @@ def _find(bar: Bar, contestant: Contestant, figures: Sequence[Figure]) -> Figure
 
 def all_bars(n_cores: int, *, device: str = "cpu") -> list[Bar]:
     """Of a machine with so many cores, or of a GPU."""
-    return _gpu_bars(n_cores) if device == "cuda" else [*_model_bars(n_cores), *_part_bars(n_cores)]
+    return (
+        _gpu_bars(n_cores)
+        if device == "cuda"
+        else [*_model_bars(n_cores), *_narrow_bars(n_cores), *_part_bars(n_cores)]
+    )
 
 
 def _model_bars(n_cores: int) -> list[Bar]:
     one, two = (make("float32", n_cores=n_cores) for make in (one_process, ranks))
     cpp, hf = (peer(name, "float32", n_cores=n_cores) for name in ("llama.cpp", "transformers"))
-    cpp16 = peer("llama.cpp", "float16", n_cores=n_cores)
-    cpp8 = peer("llama.cpp", "q8_0", n_cores=n_cores)
-    int8 = ranks("float32", n_cores=n_cores, quantize="int8")
 
     def fp32(
         ours: Contestant, metric: str, against: Contestant | Literal["limit"], bar: float
@@ -91,9 +92,28 @@ def _model_bars(n_cores: int) -> list[Bar]:
         fp32(one, "decode-1", hf, 1.6),
         fp32(two, "decode-1", cpp, 0.95),
         fp32(one, "decode-1", cpp, 0.95),
+        fp32(two, "decode-8", cpp, 0.8),
+        fp32(one, "decode-8", cpp, 0.8),
+        fp32(two, "prefill-512", cpp, 0.95),
+        fp32(one, "prefill-512", cpp, 0.95),
+    ]
+
+
+def _narrow_bars(n_cores: int) -> list[Bar]:
+    """Weights in 16 and 8 bits. Q8_0 rounds what it multiplies with too, as int8_dynamic does."""
+    cpp16, cpp8 = (peer("llama.cpp", stored, n_cores=n_cores) for stored in ("float16", "q8_0"))
+    half = [
+        make(dtype, n_cores=n_cores)
+        for dtype in ("bfloat16", "float16")
+        for make in (ranks, one_process)
+    ]
+    int8 = [
+        ranks("float32", n_cores=n_cores, quantize=method) for method in ("int8_dynamic", "int8")
+    ]
+    return [
         *(
             Bar(
-                f"1.1 B {dtype} decode-1, {_where(ours)}, against llama.cpp F16",
+                f"1.1 B {ours.dtype} decode-1, {_where(ours)}, against llama.cpp F16",
                 "1b",
                 "half",
                 "decode-1",
@@ -101,22 +121,20 @@ def _model_bars(n_cores: int) -> list[Bar]:
                 cpp16,
                 0.8,
             )
-            for dtype in ("bfloat16", "float16")
-            for ours in (ranks(dtype, n_cores=n_cores), one_process(dtype, n_cores=n_cores))
+            for ours in half
         ),
-        fp32(two, "decode-8", cpp, 0.8),
-        fp32(one, "decode-8", cpp, 0.8),
-        Bar(
-            f"1.1 B int8 decode-1, {_where(int8)}, against llama.cpp Q8_0",
-            "1b",
-            "quantized",
-            "decode-1",
-            int8,
-            cpp8,
-            0.9,
+        *(
+            Bar(
+                f"1.1 B {ours.quantize} decode-1, {_where(ours)}, against llama.cpp Q8_0",
+                "1b",
+                "quantized",
+                "decode-1",
+                ours,
+                cpp8,
+                0.9,
+            )
+            for ours in int8
         ),
-        fp32(two, "prefill-512", cpp, 0.95),
-        fp32(one, "prefill-512", cpp, 0.95),
     ]
 
 

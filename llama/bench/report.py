@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from llama.bench.bars import Bar, Verdict
@@ -156,17 +157,17 @@ def _collectives(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not rows:
         return
     yield "### Collectives"
-    cells = [
-        [
-            row["operation"],
-            f"{row['nbytes']:,}",
-            row["contestant"],
-            f"{row['median_us']:.1f}",
-            f"{row['p90_us']:.1f}",
-            f"{row['gb_s']:.2f}",
-        ]
-        for row in sorted(rows, key=lambda row: (row["operation"], row["nbytes"]))
-    ]
+    rounds: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["operation"], row["nbytes"], row["contestant"])
+        rounds.setdefault(key, []).append(row)
+    cells = []
+    for (operation, nbytes, contestant), found in sorted(rounds.items()):
+        median_us, p90_us, gb_s = (
+            median(row[name] for row in found) for name in ("median_us", "p90_us", "gb_s")
+        )
+        figures = [f"{median_us:.1f}", f"{p90_us:.1f}", f"{gb_s:.2f}"]
+        cells.append([operation, f"{nbytes:,}", contestant, *figures])
     yield table(["operation", "bytes", "who", "median µs", "90 % under µs", "GB/s"], cells)
 
 
