@@ -98,6 +98,7 @@ def test_ctrl_c_at_the_prompt_is_for_the_chat() -> None:
         for pause_s in (0.05, 0.05, 0.0, 0.0, 0.0):  # at once: while the first is being answered
             process.send_signal(signal.SIGINT)
             time.sleep(pause_s)
+        time.sleep(0.5)  # as a person would: a chat that has ended does not take them any more
         out, stderr = process.communicate(f"{KEEPER}\n/quit\n", timeout=60)
     assert process.returncode == 0, stderr
     assert out and "Traceback" not in stderr
