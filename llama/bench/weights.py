@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 from llama.bench.shapes import ITEM_BYTES, Shape
+from llama.checkpoint.writers.hf_config import hf_config
 from llama.errors import OutputError
 
 MODEL_FILE = "model.safetensors"
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_POSITIONS = 8192
 _SPREAD = 4.0
 """Standard deviation of the logits: greedy choices are then further apart than rounding."""
 
@@ -119,24 +122,6 @@ def _write_safetensors(path: Path, shape: Shape) -> None:
 
 
 def _hf_config(shape: Shape) -> dict[str, Any]:
-    """In the spelling that transformers 4 and 5 both read."""
-    config = shape.config
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": shape.dtype,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn_dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    """Of a model that no tokenizer belongs to."""
+    config = replace(shape.config, max_positions=_POSITIONS)
+    return hf_config(config, dtype=getattr(torch, shape.dtype), is_tied=False, ids={})

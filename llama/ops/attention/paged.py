@@ -7,6 +7,7 @@ them are another backend's.
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 
 import torch
@@ -86,7 +87,13 @@ def device_tables(batch: Batch) -> DeviceTables:
 
 
 def has_kernel(device: torch.device) -> bool:
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Asked by every step, and a search of the whole path."""
+    return find_spec("triton") is not None
 
 
 def _n_splits(n_rows: int, device: torch.device) -> int:
